@@ -1,0 +1,56 @@
+"""The library's exceptions. Each subclasses a builtin too, so that existing ``except`` clauses keep working."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ContextPredError(Exception):
+    """Any mistake or mishap the library reports; the command prints it as one line and exits with 2."""
+
+
+class InvalidInputError(ContextPredError, ValueError):
+    """An argument of the wrong shape, size, range, dtype or kind."""
+
+
+class UnknownNameError(InvalidInputError):
+    """A model, layer, backbone, preset or option that does not exist."""
+
+
+class ImageError(ContextPredError, ValueError):
+    """A file that is damaged or no image."""
+
+
+class WeightsError(ContextPredError, RuntimeError):
+    """Weights that do not fit: missing, extra or mis-shaped keys, or not a weights file at all."""
+
+
+class DigestError(WeightsError):
+    """Bytes that do not have the digest they were promised to have."""
+
+
+class DownloadError(ContextPredError, ConnectionError):
+    """A server that did not give the file."""
+
+
+class NotCachedError(ContextPredError, FileNotFoundError):
+    """A file that is neither there nor allowed to be downloaded."""
+
+
+class StorageError(ContextPredError, OSError):
+    """A folder that cannot be written to, or a full disk."""
+
+
+def unknown(kind: str, given: str, accepted: Iterable[str]) -> UnknownNameError:
+    """Make the error for a name that does not exist: what was given, the nearest names, and all that are accepted.
+
+    Args:
+        kind: What the name stands for, in the singular ("model", "layer").
+        given: The name given.
+        accepted: Every name that would have been accepted.
+    """
+    names = [str(name) for name in accepted]
+    near = difflib.get_close_matches(str(given), names, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+    return UnknownNameError(f"Unknown {kind} {given!r}.{hint} Accepted: {', '.join(names) or 'none'}.")
