@@ -1,0 +1,258 @@
+"""Backbones: images to ``feature1`` … ``feature5``.
+
+A new backbone is one class and one line in ``BACKBONES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from .errors import InvalidInputError, unknown
+
+LAYERS = ("feature1", "feature2", "feature3", "feature4", "feature5")
+
+
+class FeatureInfo(NamedTuple):
+    """One layer of a backbone: its channels, its stride in px of the input, and the module whose output it is."""
+
+    channels: int
+    stride: int
+    module: str
+
+
+class RepeatedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that can count each item of the batch ``repeats`` times in its running variance.
+
+    OpenMMLab runs a centre patch through the backbone once for each of its eight neighbours. A batch repeated r times
+    has the mean and the (biased) variance of the batch itself; only the unbiased factor n / (n − 1) in the running
+    variance differs. With ``repeats = r`` the running variance gets rn / (rn − 1), as if the batch had been repeated.
+    """
+
+    repeats: float = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, H, W); in train mode update the running statistics."""
+        if not self.training or self.repeats == 1 or self.running_mean is None or self.running_var is None:
+            return super().forward(x)
+        n = x.numel() / x.shape[1]
+        factor = (n - 1) / n * (self.repeats * n) / (self.repeats * n - 1) if n > 1 else 1.0
+        # (1 − m)·v/f + m·u, then times f, is (1 − m)·v + m·f·u. A copy of the variance, since autograd keeps it.
+        scaled = self.running_var / factor
+        momentum = 0.1 if self.momentum is None else self.momentum
+        y = F.batch_norm(x, self.running_mean, scaled, self.weight, self.bias, True, momentum, self.eps)
+        with torch.no_grad():
+            self.running_var.copy_(scaled * factor)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        return y
+
+
+class Backbone(nn.Module):
+    """What every backbone promises; the concrete ones are ``ResNetBackbone`` and ``ContextNetBackbone``."""
+
+    layers: tuple[str, ...]
+    in_channels: int
+    feature_info: dict[str, FeatureInfo]
+    pair_layer: str
+    stages: tuple[tuple[str, ...], ...]
+
+    def chosen(self, layers: str | Sequence[str] | None) -> tuple[str, ...]:
+        """Return the layers asked for, in the backbone's order; None means feature1 … feature5.
+
+        Raises:
+            UnknownNameError: a layer this backbone does not have.
+        """
+        if layers is None:
+            return LAYERS
+        asked = (layers,) if isinstance(layers, str) else tuple(layers)
+        if not asked:
+            raise InvalidInputError(f"No layer asked for; accepted: {', '.join(self.layers)}.")
+        for name in asked:
+            if name not in self.layers:
+                raise unknown("layer", _meant(name), self.layers)
+        return tuple(name for name in self.layers if name in asked)
+
+
+def _meant(name: object) -> str:
+    """Translate what other libraries call a layer, so that the error can name ours: feat4, layer3, res4."""
+    text = str(name)
+    if text[:-1] in ("layer", "stage") and text[-1:].isdigit():
+        return f"feature{int(text[-1]) + 1}"
+    return text
+
+
+class ResNetBackbone(Backbone, ResNet):
+    """torchvision's ResNet without its pooling and classifier; the parameters keep torchvision's names.
+
+    ``feature1`` is the stem after its ReLU, before max-pooling; ``feature2`` … ``feature5`` are the four stages.
+    """
+
+    layers = LAYERS
+    pair_layer = "feature5"
+    stages = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
+
+    def __init__(self, block: type[BasicBlock | Bottleneck], blocks: list[int], in_channels: int = 3) -> None:
+        ResNet.__init__(self, block, blocks, norm_layer=RepeatedBatchNorm2d)
+        del self.avgpool, self.fc
+        self.in_channels = in_channels
+        if in_channels != 3:
+            self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
+            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        width = 64 * block.expansion
+        self.feature_info = {
+            "feature1": FeatureInfo(64, 2, "relu"),
+            "feature2": FeatureInfo(width, 4, "layer1"),
+            "feature3": FeatureInfo(2 * width, 8, "layer2"),
+            "feature4": FeatureInfo(4 * width, 16, "layer3"),
+            "feature5": FeatureInfo(8 * width, 32, "layer4"),
+        }
+
+    def forward(self, x: Tensor, layers: str | Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Return the layers asked for (None: all five) as {name: (N, C, H/stride, W/stride)}; run nothing deeper."""
+        asked = self.chosen(layers)
+        found: dict[str, Tensor] = {}
+        x = self.relu(self.bn1(self.conv1(x)))
+        if "feature1" in asked:
+            found["feature1"] = x
+        if asked == ("feature1",):
+            return found
+        x = self.maxpool(x)
+        for name, stage in zip(LAYERS[1:], (self.layer1, self.layer2, self.layer3, self.layer4), strict=True):
+            x = stage(x)
+            if name in asked:
+                found[name] = x
+            if name == asked[-1]:
+                break
+        return found
+
+
+class ContextNetBackbone(Backbone):
+    """The paper's tower: five convolutions and fc6, as the authors' released code has them.
+
+    fc6 is a 3×3 convolution without padding, so that a 96 px patch gives (N, 4096, 1, 1) and a larger image a map.
+    Pooling is Caffe's (ceil mode); local response normalisation follows pool1 and pool2; conv3–conv5 and fc6 have
+    batch norm without scale and shift. Source: deepcontext, ``train.py`` (METHOD A3 of this project's notes in
+    docs/design.md); Doersch et al. 2015, Fig. 3.
+
+    Args:
+        in_channels: Channels of the input.
+        conv2: Channels of conv2: 256 in the released code, 384 in the paper's figure.
+    """
+
+    layers = (*LAYERS, "fc6")
+    pair_layer = "fc6"
+    stages = (("conv1",), ("conv2",), ("conv3", "bn3"), ("conv4", "bn4"), ("conv5", "bn5"), ("fc6", "bn6"))
+
+    def __init__(self, in_channels: int = 3, conv2: int = 256) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.conv1 = nn.Conv2d(in_channels, 96, 11, 4, 5)
+        self.conv2 = nn.Conv2d(96, conv2, 5, 1, 2)
+        self.conv3 = nn.Conv2d(conv2, 384, 3, 1, 1)
+        self.conv4 = nn.Conv2d(384, 384, 3, 1, 1)
+        self.conv5 = nn.Conv2d(384, 256, 3, 1, 1)
+        self.fc6 = nn.Conv2d(256, 4096, 3)
+        self.bn3, self.bn4, self.bn5, self.bn6 = (caffe_batch_norm(c) for c in (384, 384, 256, 4096))
+        self.pool = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.normalize = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
+        self.feature_info = {
+            "feature1": FeatureInfo(96, 4, "conv1"),
+            "feature2": FeatureInfo(conv2, 8, "conv2"),
+            "feature3": FeatureInfo(384, 16, "bn3"),
+            "feature4": FeatureInfo(384, 16, "bn4"),
+            "feature5": FeatureInfo(256, 16, "bn5"),
+            "fc6": FeatureInfo(4096, 32, "bn6"),
+        }
+        self.apply(xavier_caffe)
+
+    def forward(self, x: Tensor, layers: str | Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Return the layers asked for (None: feature1 … feature5), each after its ReLU and before pooling."""
+        asked = self.chosen(layers)
+        found: dict[str, Tensor] = {}
+        steps: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
+            ("feature1", self.conv1),
+            ("feature2", lambda t: self.conv2(self.normalize(self.pool(t)))),
+            ("feature3", lambda t: self.bn3(self.conv3(self.normalize(self.pool(t))))),
+            ("feature4", lambda t: self.bn4(self.conv4(t))),
+            ("feature5", lambda t: self.bn5(self.conv5(t))),
+            ("fc6", lambda t: self.bn6(self.fc6(_fits_fc6(self.pool(t))))),
+        )
+        for name, step in steps:
+            x = F.relu(step(x))
+            if name in asked:
+                found[name] = x
+            if name == asked[-1]:
+                break
+        return found
+
+
+def _fits_fc6(x: Tensor) -> Tensor:
+    if min(x.shape[-2:]) < 3:
+        raise InvalidInputError(
+            f"fc6 needs a 3×3 map below it, and this input leaves {x.shape[-2]}×{x.shape[-1]}; "
+            f"give patches of 96 px (65 px at the least)."
+        )
+    return x
+
+
+def caffe_batch_norm(channels: int, kind: type[nn.BatchNorm1d | nn.BatchNorm2d] = RepeatedBatchNorm2d) -> nn.Module:
+    """Caffe's BatchNorm layer alone: no scale or shift, moving fraction .999, eps 1e-5."""
+    return kind(channels, eps=1e-5, momentum=0.001, affine=False)
+
+
+def xavier_caffe(module: nn.Module) -> None:
+    """Initialise a convolution or linear layer as Caffe's "xavier": uniform ±√(3 / fan_in), zero bias."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        bound = (3 / module.weight[0].numel()) ** 0.5
+        nn.init.uniform_(module.weight, -bound, bound)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+BACKBONES: dict[str, Callable[[int], Backbone]] = {
+    "resnet18": lambda c: ResNetBackbone(BasicBlock, [2, 2, 2, 2], c),
+    "resnet34": lambda c: ResNetBackbone(BasicBlock, [3, 4, 6, 3], c),
+    "resnet50": lambda c: ResNetBackbone(Bottleneck, [3, 4, 6, 3], c),
+    "resnet101": lambda c: ResNetBackbone(Bottleneck, [3, 4, 23, 3], c),
+    "resnet152": lambda c: ResNetBackbone(Bottleneck, [3, 8, 36, 3], c),
+    "contextnet": ContextNetBackbone,
+    "contextnet-paper": lambda c: ContextNetBackbone(c, conv2=384),
+}
+
+
+def build_backbone(name: str, in_channels: int = 3) -> Backbone:
+    """Make a backbone with random weights.
+
+    ResNets are initialised as torchvision and OpenMMLab do (Kaiming normal, fan out; METHOD B6), ``contextnet`` as
+    the released code does (Caffe's Xavier).
+
+    Raises:
+        UnknownNameError: no backbone of that name.
+        InvalidInputError: ``in_channels`` below 1.
+    """
+    if name not in BACKBONES:
+        raise unknown("backbone", name, BACKBONES)
+    if isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 1:
+        raise InvalidInputError(f"in_channels={in_channels!r}; accepted: a whole number from 1 up.")
+    return BACKBONES[name](in_channels)
+
+
+def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
+    """Fit a first convolution (O, I, h, w) to another number of input channels.
+
+    One channel gets the sum of the others' weights; n channels get them cyclically, times I / n. So a grey image, or
+    a picture repeated over n channels, gives the same features as before (timm and segmentation-models do the same).
+    """
+    given = weight.shape[1]
+    if in_channels == given:
+        return weight
+    if in_channels == 1:
+        return weight.sum(1, keepdim=True)
+    index = torch.arange(in_channels, device=weight.device) % given
+    return weight[:, index] * (given / in_channels)

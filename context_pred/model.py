@@ -1,0 +1,489 @@
+"""``ContextPredictionModel``: backbone, neck and head of context prediction, and everything a user asks of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .backbones import (
+    Backbone,
+    FeatureInfo,
+    RepeatedBatchNorm2d,
+    ResNetBackbone,
+    adapt_stem,
+    build_backbone,
+    caffe_batch_norm,
+    xavier_caffe,
+)
+from .card import CARD_FILE, WEIGHTS_FILE, Card
+from .errors import InvalidInputError, NotCachedError, WeightsError
+from .patches import PatchPairs, sampler_from_config
+from .pooling import pool_map
+from .weights_file import read_weights, write_weights
+
+if TYPE_CHECKING:
+    from .data.transforms import EvalTransform
+    from .patches import GridPatchSampler, RandomPairSampler
+
+PAPER = "https://arxiv.org/abs/1505.05192"
+
+
+class PairNeck(nn.Module):
+    """OpenMMLab's pair layer: join (neighbour, centre), fc, batch norm, ReLU, dropout.
+
+    The weight is used in two halves, ``W·[n; c] = Wn·n + Wc·c``, so that a patch of many pairs is multiplied once.
+    Source: mmselfsup 0.x and 1.x, ``RelativeLocNeck`` (momentum .003; normal(0, .01) weights, zero bias).
+    """
+
+    def __init__(self, channels: int, out_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2 * channels, out_channels)
+        self.bn = nn.BatchNorm1d(out_channels, momentum=0.003)
+        self.relu = nn.ReLU()
+        self.drop = nn.Dropout(dropout)
+        nn.init.normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, neighbors: Tensor, centers: Tensor, neighbor: Tensor | None, center: Tensor | None) -> Tensor:
+        """Join pooled vectors, (n, C) and (c, C), by the index of each pair (None: one to one); return (M, D)."""
+        to_neighbor, to_center = self.fc.weight.chunk(2, 1)
+        joined = _taken(F.linear(neighbors, to_neighbor, self.fc.bias), neighbor) + _taken(
+            F.linear(centers, to_center), center
+        )
+        out: Tensor = self.drop(self.relu(self.bn(joined)))
+        return out
+
+
+class ContextNetNeck(nn.Module):
+    """The paper's fc7 and fc8 over (centre, neighbour) (METHOD A3): fc7 with Caffe's batch norm, fc8 without."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.fc7 = nn.Linear(2 * channels, out_channels)
+        self.bn7 = caffe_batch_norm(out_channels, nn.BatchNorm1d)
+        self.fc8 = nn.Linear(out_channels, out_channels)
+        self.apply(xavier_caffe)
+
+    def forward(self, neighbors: Tensor, centers: Tensor, neighbor: Tensor | None, center: Tensor | None) -> Tensor:
+        """Join pooled vectors, (n, C) and (c, C), by the index of each pair (None: one to one); return (M, D)."""
+        to_center, to_neighbor = self.fc7.weight.chunk(2, 1)
+        joined = _taken(F.linear(centers, to_center, self.fc7.bias), center) + _taken(
+            F.linear(neighbors, to_neighbor), neighbor
+        )
+        return F.relu(self.fc8(F.relu(self.bn7(joined))))
+
+
+class PositionHead(nn.Module):
+    """The 8-way classifier of the neighbour's position (raster order)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc_cls = nn.Linear(channels, 8)
+        nn.init.normal_(self.fc_cls.weight, std=0.005)
+        nn.init.zeros_(self.fc_cls.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, D) to logits (M, 8)."""
+        out: Tensor = self.fc_cls(x)
+        return out
+
+
+def _taken(rows: Tensor, index: Tensor | None) -> Tensor:
+    return rows if index is None else rows[index]
+
+
+class ContextPredictionModel(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="context-pred",
+    paper_url=PAPER,
+    license="apache-2.0",
+    pipeline_tag="image-feature-extraction",
+    tags=["self-supervised", "context-prediction", "relative-location"],
+):
+    """A context-prediction model: ``backbone`` and, where pairs can be asked about, ``neck`` and ``head``.
+
+    State-dict keys are upstream's: ``backbone.`` + torchvision's names, ``neck.…``, ``head.fc_cls.…``.
+
+    Args:
+        backbone: A name of ``context_pred.backbones.BACKBONES``: "resnet18" … "resnet152", "contextnet",
+            "contextnet-paper".
+        in_channels: Channels of the images.
+        pair_layers: False leaves out neck and head; pair calls then raise.
+        neck_channels: Width of the neck; None: twice the backbone's channels (4096 for ResNet-50, as upstream), and
+            4096 for ``contextnet``.
+        dropout: Probability in the neck of a ResNet.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet50",
+        *,
+        in_channels: int = 3,
+        pair_layers: bool = True,
+        neck_channels: int | None = None,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.backbone: Backbone = build_backbone(backbone, in_channels)
+        channels = self.backbone.feature_info[self.backbone.pair_layer].channels
+        self.neck: PairNeck | ContextNetNeck | None = None
+        self.head: PositionHead | None = None
+        if pair_layers and isinstance(self.backbone, ResNetBackbone):
+            self.neck = PairNeck(channels, neck_channels or 2 * channels, dropout)
+        elif pair_layers:
+            self.neck = ContextNetNeck(channels, neck_channels or 4096)
+        if self.neck is not None:
+            self.head = PositionHead(neck_channels or (4096 if isinstance(self.neck, ContextNetNeck) else 2 * channels))
+            if isinstance(self.neck, ContextNetNeck):
+                self.head.apply(xavier_caffe)
+        self.card = Card(
+            name=f"{backbone} (random weights)",
+            backbone=backbone,
+            in_channels=in_channels,
+            pair_layers=pair_layers,
+            neck_channels=neck_channels,
+            **_untrained_input(self.backbone),
+        )
+        self._frozen = -1
+
+    # Making one -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_card(
+        cls, card: Card, state_dict: Mapping[str, Tensor] | None = None, *, in_channels: int | None = None
+    ) -> ContextPredictionModel:
+        """Make the model a card describes, in eval mode.
+
+        Args:
+            card: The card; the model keeps it as ``card``.
+            state_dict: Its weights (taken over, not copied, where they are float32 already); None leaves the
+                weights random.
+            in_channels: Another number of input channels than the card's; the stem is adapted.
+
+        Raises:
+            WeightsError: a key is missing, extra or mis-shaped; all are named.
+        """
+        made = {"pair_layers": card.pair_layers, "neck_channels": card.neck_channels}
+        if state_dict is None:
+            model = cls(card.backbone, in_channels=in_channels or card.in_channels, **made)
+        else:
+            with torch.device("meta"):  # no memory, and no random numbers drawn for what is overwritten at once
+                model = cls(card.backbone, in_channels=card.in_channels, **made)
+            model.load_weights(state_dict, assign=True)
+            if in_channels is not None and in_channels != card.in_channels:
+                model = model._with_stem(in_channels, made)
+        model.card = card if in_channels is None else card.replace(in_channels=in_channels)
+        return model.eval()
+
+    def _with_stem(self, in_channels: int, made: dict[str, Any]) -> ContextPredictionModel:
+        """Return the same weights for another number of input channels."""
+        state = self.state_dict()
+        state["backbone.conv1.weight"] = adapt_stem(state["backbone.conv1.weight"], in_channels)
+        with torch.device("meta"):
+            model = type(self)(self.card.backbone, in_channels=in_channels, **made)
+        model.load_weights(state, assign=True)
+        return model
+
+    def load_weights(self, state_dict: Mapping[str, Tensor], *, assign: bool = False) -> None:
+        """Load a whole state dict, strictly; half-precision tensors become float32.
+
+        Args:
+            state_dict: Every key of ``self.state_dict()`` and no other.
+            assign: Take the tensors over instead of copying them.
+
+        Raises:
+            WeightsError: naming every missing, extra or mis-shaped key; nothing has been loaded then.
+        """
+        own = self.state_dict()
+        missing = [key for key in own if key not in state_dict]
+        extra = [key for key in state_dict if key not in own]
+        wrong = [
+            f"{key} is {tuple(state_dict[key].shape)}, not {tuple(own[key].shape)}"
+            for key in own
+            if key in state_dict and state_dict[key].shape != own[key].shape
+        ]
+        if missing or extra or wrong:
+            parts = [("missing", missing), ("extra", extra), ("mis-shaped", wrong)]
+            found = "; ".join(f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in parts if keys)
+            raise WeightsError(f"The weights do not fit {self.card.backbone}. {found}.")
+        cast = {
+            key: value.to(own[key].dtype if value.dtype != torch.float64 or not assign else value.dtype)
+            for key, value in state_dict.items()
+        }
+        self.load_state_dict(cast, strict=True, assign=assign)
+
+    # Looking ----------------------------------------------------------------------------------------------------
+
+    @property
+    def feature_info(self) -> dict[str, FeatureInfo]:
+        """Channels, stride in px and module (a name within ``backbone``) of every layer."""
+        return dict(self.backbone.feature_info)
+
+    @property
+    def transform(self) -> EvalTransform:
+        """The evaluation preprocessing these weights expect: a PIL image or a tensor to a float32 (3, H, W) tensor."""
+        from .data.transforms import EvalTransform
+
+        card = self.card
+        return EvalTransform(
+            resize=card.resize,
+            crop=card.crop,
+            mean=card.mean,
+            std=card.std,
+            channel_order=card.channel_order,
+            in_channels=card.in_channels,
+        )
+
+    @property
+    def patch_sampler(self) -> GridPatchSampler | RandomPairSampler:
+        """The sampler this model was trained with, from its card."""
+        return sampler_from_config(self.card.patch_sampler)
+
+    def features(self, images: Tensor, layers: str | Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Compute feature maps; no stage deeper than the deepest layer asked for is run.
+
+        Args:
+            images: (N, C, H, W), floating, as ``transform`` makes them.
+            layers: Names among "feature1" … "feature5" ("fc6" too for contextnet); None: all five.
+
+        Returns:
+            {name: (N, channels, H / stride, W / stride)}, in the order of the backbone.
+
+        Raises:
+            UnknownNameError: no such layer.
+            InvalidInputError: the images have another shape or dtype.
+        """
+        self._check(images, "images")
+        found: dict[str, Tensor] = self.backbone(images, layers)
+        return found
+
+    def embed(self, images: Tensor, layer: str = "feature5", pool: str = "gap") -> Tensor:
+        """Compute one pooled vector an image.
+
+        Args:
+            images: (N, C, H, W), floating, as ``transform`` makes them.
+            layer: The layer to pool.
+            pool: "gap": the mean over positions, (N, C); "grid": (N, C·n·n), n = 12, 6, 4, 3, 2 cells a side for
+                feature1 … feature5 (METHOD C2); "none": the flattened map.
+        """
+        maps = self.features(images, layer)[layer]
+        return pool_map(maps, layer, pool, windows=isinstance(self.backbone, ResNetBackbone)).flatten(1)
+
+    def forward(
+        self, neighbors: Tensor | PatchPairs, centers: Tensor | None = None, center_index: Tensor | None = None
+    ) -> Tensor:
+        """Predict where each neighbour lies, seen from its centre.
+
+        Args:
+            neighbors: (M, C, p, p) patches, or a ``PatchPairs``, whose patches run through the backbone once each.
+            centers: (M, C, p, p), or (K, C, p, p) with ``center_index``.
+            center_index: int64 (M,): pair m compares ``neighbors[m]`` with ``centers[center_index[m]]``.
+
+        Returns:
+            Logits (M, 8); positions 0…7 in raster order.
+
+        In train mode neighbours and centres pass the batch norms apart, as upstream's do; a centre of several pairs
+        counts that often in the running variances. Pairs in which any patch is both pass jointly.
+        """
+        if isinstance(neighbors, PatchPairs):
+            if centers is not None or center_index is not None:
+                raise InvalidInputError("model(pairs) takes nothing beside the pairs.")
+            return self._pairs(neighbors)
+        if centers is None:
+            raise InvalidInputError("model(neighbors, centers) needs the centres too, or one PatchPairs alone.")
+        self._check(neighbors, "neighbors")
+        self._check(centers, "centers")
+        if center_index is None and len(neighbors) != len(centers):
+            raise InvalidInputError(
+                f"{len(neighbors)} neighbours and {len(centers)} centres need center_index, int64 "
+                f"({len(neighbors)},): which centre each neighbour is compared with."
+            )
+        if center_index is not None and center_index.shape != neighbors.shape[:1]:
+            raise InvalidInputError(f"center_index is {tuple(center_index.shape)}, not ({len(neighbors)},).")
+        n = self._vectors(neighbors)
+        c = self._vectors(centers, repeats=len(neighbors) / max(len(centers), 1))
+        return self._compare(n, c, None, center_index)
+
+    def _pairs(self, pairs: PatchPairs) -> Tensor:
+        self._check(pairs.patches, "pairs.patches")
+        if self.training:
+            neighbor, of_neighbor = pairs.neighbor.unique(return_inverse=True)
+            center, of_center = pairs.center.unique(return_inverse=True)
+            if not bool(torch.isin(neighbor, center).any()):
+                n = self._vectors(pairs.patches[neighbor], repeats=len(pairs) / max(len(neighbor), 1))
+                c = self._vectors(pairs.patches[center], repeats=len(pairs) / max(len(center), 1))
+                return self._compare(n, c, of_neighbor, of_center)
+        vectors = self._vectors(pairs.patches)
+        return self._compare(vectors, vectors, pairs.neighbor, pairs.center)
+
+    def _vectors(self, patches: Tensor, repeats: float = 1.0) -> Tensor:
+        """Run patches through the backbone and pool its last layer; batch norms count each ``repeats`` times."""
+        if self.training:
+            for module in self.backbone.modules():
+                if isinstance(module, RepeatedBatchNorm2d):
+                    module.repeats = repeats
+        layer = self.backbone.pair_layer
+        maps: Tensor = self.backbone(patches, layer)[layer]
+        return maps.mean((-2, -1))
+
+    def _compare(self, neighbors: Tensor, centers: Tensor, neighbor: Tensor | None, center: Tensor | None) -> Tensor:
+        if self.neck is None or self.head is None:
+            raise InvalidInputError(
+                f"{self.card.name} is a backbone alone (neck=None, head=None) and cannot compare patches; "
+                f"load a model with pair layers, or make one with ContextPredictionModel({self.card.backbone!r})."
+            )
+        logits: Tensor = self.head(self.neck(neighbors, centers, neighbor, center))
+        return logits
+
+    def _check(self, images: object, what: str) -> None:
+        if not isinstance(images, Tensor):
+            raise InvalidInputError(
+                f"{what} must be a tensor (N, {self.card.in_channels}, H, W), not {type(images).__name__}; "
+                f"model.transform(image)[None] makes one of a PIL image."
+            )
+        if images.ndim != 4 or images.shape[1] != self.card.in_channels:
+            hint = " Add the batch axis: x[None]." if images.ndim == 3 else ""
+            if images.ndim == 4 and images.shape[-1] == self.card.in_channels:
+                hint = " Move the channels first: x.permute(0, 3, 1, 2)."
+            raise InvalidInputError(
+                f"{what} must have shape (N, {self.card.in_channels}, H, W), not {tuple(images.shape)}.{hint}"
+            )
+        if not images.is_floating_point():
+            raise InvalidInputError(f"{what} must be floating, not {images.dtype}; model.transform normalises uint8.")
+        own = self.backbone.conv1.weight.dtype
+        if images.dtype != own and not torch.is_autocast_enabled(images.device.type):
+            raise InvalidInputError(f"{what} are {images.dtype} but the model is {own}: convert one of them.")
+
+    # Fine-tuning ------------------------------------------------------------------------------------------------
+
+    def freeze(self, stages: int) -> Self:
+        """Freeze the stem and the first ``stages`` stages; their batch norms stay in eval mode, also after ``train()``.
+
+        Args:
+            stages: 0: the stem alone; 4: the whole backbone of a ResNet; −1: nothing (thaws). OpenMMLab counts so
+                (``frozen_stages``); torchvision's ``trainable_layers`` = 4 − ``stages``.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            InvalidInputError: the backbone has no such stage.
+        """
+        last = len(self.backbone.stages) - 1
+        if isinstance(stages, bool) or not isinstance(stages, int) or not -1 <= stages <= last:
+            raise InvalidInputError(f"freeze({stages!r}): accepted are -1 (nothing), 0 (the stem) … {last}.")
+        for module in self._stages(self._frozen):
+            module.requires_grad_(True)
+        self._frozen = stages
+        for module in self._stages(stages):
+            module.requires_grad_(False)
+        return self.train(self.training)
+
+    def _stages(self, last: int) -> list[nn.Module]:
+        names = [name for stage in self.backbone.stages[: last + 1] for name in stage]
+        return [self.backbone.get_submodule(name) for name in names]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set train or eval mode; frozen batch norms stay in eval mode."""
+        super().train(mode)
+        for module in self._stages(self._frozen):
+            module.eval()
+        return self
+
+    def __repr__(self) -> str:
+        """Name the model, what it has, and the input it expects."""
+        card = self.card
+        pairs = "neck and head" if self.neck is not None else "no pair layers: neck=None, head=None"
+        count = sum(p.numel() for p in self.parameters())
+        mean, std = (f"({', '.join(f'{v:.4g}' for v in values)})" for values in (card.mean, card.std))
+        return (
+            f"ContextPredictionModel({card.name!r}: {card.backbone}, {pairs}, {count:,} parameters; input "
+            f"(N, {card.in_channels}, {card.crop}, {card.crop}) {card.channel_order}, mean {mean}, std {std})"
+        )
+
+    # Saving and the Hub -----------------------------------------------------------------------------------------
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write ``model.safetensors`` and ``card.json`` (huggingface-hub's mixin calls this)."""
+        digest = write_weights(self.state_dict(), save_directory / WEIGHTS_FILE)
+        size = (save_directory / WEIGHTS_FILE).stat().st_size
+        card = self.card.replace(
+            file=WEIGHTS_FILE,
+            sha256=digest,
+            file_size=size,
+            num_params=sum(p.numel() for p in self.parameters()),
+        )
+        card.write(save_directory / CARD_FILE)
+
+    @classmethod
+    def _from_pretrained(  # type: ignore[override]  # the mixin passes keywords only, and names change with the hub
+        cls,
+        *,
+        model_id: str,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        in_channels: int | None = None,
+        **config: Any,
+    ) -> ContextPredictionModel:
+        """Load a saved folder or a Hub repository, strictly and with its digest checked (the mixin calls this)."""
+        folder = Path(model_id)
+        if not folder.is_dir():
+            folder = _downloaded(
+                model_id,
+                revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+        if not (folder / CARD_FILE).is_file():
+            raise NotCachedError(f"{folder} has no {CARD_FILE}; a folder from save_pretrained has one.")
+        card = Card.read(folder / CARD_FILE)
+        known = {"backbone", "pair_layers", "neck_channels", "dropout"}
+        strange = sorted(set(config) - known)
+        if strange:
+            raise InvalidInputError(f"from_pretrained does not take {strange}; it takes in_channels and the Hub's own.")
+        state = read_weights(folder / (card.file or WEIGHTS_FILE), card.sha256)
+        model = cls.from_card(card, state, in_channels=in_channels)
+        if isinstance(model.neck, PairNeck):
+            model.neck.drop.p = config.get("dropout", model.neck.drop.p)
+        return model
+
+
+def _untrained_input(backbone: Backbone) -> dict[str, Any]:
+    """What a model with random weights expects: ImageNet's mean and std, or for contextnet its authors' pixels.
+
+    The released models of deepcontext take RGB in 0…255 with the channel means subtracted (METHOD A2).
+    """
+    if isinstance(backbone, ResNetBackbone):
+        return {}
+    return {
+        "mean": (123 / 255, 117 / 255, 104 / 255),
+        "std": (1 / 255,) * 3,
+        "patch_sampler": {"type": "RandomPairSampler", "preset": "deepcontext"},
+    }
+
+
+def _downloaded(model_id: str, revision: str | None, **options: Any) -> Path:
+    """Fetch a saved model from the Hub and return the folder of the snapshot."""
+    from huggingface_hub import hf_hub_download
+
+    if revision is None or len(revision) != 40:
+        warnings.warn(
+            f"{model_id} is loaded without a pinned revision and may change; pass revision= with 40 hex digits.",
+            stacklevel=4,
+        )
+    card = Path(hf_hub_download(model_id, CARD_FILE, revision=revision, **options))
+    hf_hub_download(model_id, Card.read(card).file or WEIGHTS_FILE, revision=card.parent.name, **options)
+    return card.parent
