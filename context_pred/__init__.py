@@ -11,8 +11,8 @@ Importing the package imports nothing heavy: every public name is resolved when 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # type checkers take it for true; importing typing for it would be most of this import's time
 if TYPE_CHECKING:
     from context_pred import data, discover, errors, extract, patches, zoo
     from context_pred.card import Card
@@ -54,14 +54,18 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import the module behind a public name the first time the name is used (PEP 562)."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOME.get(name)
-    value = import_module(f"{__name__}.{name}") if home is None else getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # so that type checkers know exactly the names above
+
+    def __getattr__(name: str) -> object:
+        """Import the module behind a public name the first time the name is used (PEP 562)."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = _HOME.get(name)
+        value = (
+            import_module(f"{__name__}.{name}") if home is None else getattr(import_module(f"{__name__}.{home}"), name)
+        )
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
