@@ -60,10 +60,8 @@ if not TYPE_CHECKING:  # so that type checkers know exactly the names above
         """Import the module behind a public name the first time the name is used (PEP 562)."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        home = _HOME.get(name)
-        value = (
-            import_module(f"{__name__}.{name}") if home is None else getattr(import_module(f"{__name__}.{home}"), name)
-        )
+        module = import_module(f"{__name__}.{_HOME.get(name, name)}")
+        value = getattr(module, name) if name in _HOME else module
         globals()[name] = value
         return value
 
