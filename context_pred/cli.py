@@ -1,0 +1,237 @@
+"""The command ``context-pred``: parse, call, print. What it does lies in the modules it calls, imported when needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from . import __version__
+from .errors import ContextPredError
+
+MODEL_HELP = "A name of the zoo, a path, or hf-hub:OWNER/NAME@REVISION."
+
+
+class Failure(click.ClickException):
+    """One of the library's errors, to be shown as one line on stderr; exit status 2, as for a wrong option."""
+
+    exit_code = 2
+
+
+class Group(click.Group):
+    """A click group that shows the library's errors without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; any ContextPredError becomes a Failure."""
+        try:
+            return super().invoke(ctx)
+        except ContextPredError as error:
+            raise Failure(" ".join(str(error).split())) from error
+
+
+def example(line: str) -> str:
+    """Return a command's closing help text: one line to copy."""
+    return f"\b\nExample:\n  {line}"
+
+
+def default_model() -> str:
+    """Return the plain name of the model that ships with the library."""
+    from .zoo.registry import shipped
+
+    cards = shipped()
+    named = [name for card in cards for name in card.aliases] or [card.name for card in cards]
+    if not named:
+        raise click.UsageError("No model ships with this installation; name one with --model.")
+    return named[0]
+
+
+model_option = click.option(
+    "--model", default=default_model, show_default="the shipped one", metavar="NAME", help=MODEL_HELP
+)
+batch_option = click.option("--batch-size", default=32, show_default=True, metavar="N", help="Images at once.")
+workers_option = click.option(
+    "--workers",
+    type=int,
+    default=None,
+    metavar="N",
+    help="Processes that decode images.  [default: by the machine]",
+)
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, …; auto takes what there is."
+)
+progress_option = click.option("--progress/--no-progress", default=True, help="Show a progress bar on stderr.")
+cache_option = click.option("--cache-dir", default=None, metavar="DIR", help="Another cache than huggingface-hub's.")
+revision_option = click.option("--revision", default=None, metavar="COMMIT", help="Of an hf-hub: model.")
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="context-pred")
+def main() -> None:
+    """Features from images by context prediction."""
+
+
+def _size(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:.1f} MB"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@main.command(epilog=example('context-pred models "resnet50*"'))
+@click.argument("pattern", default="*")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole cards as JSON.")
+def models(pattern: str, as_json: bool) -> None:
+    """List the models whose names match PATTERN, or show the card of the one that PATTERN names."""
+    from .errors import unknown
+    from .zoo import list_models, model_info
+    from .zoo.registry import shipped
+
+    names = list_models(pattern)
+    if not names:
+        raise unknown("model", pattern, list_models())
+    cards = {name: model_info(name) for name in names}
+    if as_json:
+        unique = {card.name: card.to_dict() for card in cards.values()}
+        click.echo(json.dumps(list(unique.values()), indent=1, ensure_ascii=False))
+    elif names == [pattern]:
+        _show(cards[pattern].to_dict())
+    else:
+        here = {card.name for card in shipped()}
+        rows = [("name", "backbone", "parameters", "size", "weights", "licence")]
+        for name, card in cards.items():
+            weights = f"= {card.name}" if name != card.name else "shipped" if name in here else "fetched on first use"
+            rows.append(
+                (name, card.backbone, f"{card.num_params or 0:,}", _size(card.file_size), weights, card.license)
+            )
+        _table(rows)
+
+
+def _show(card: dict[str, Any]) -> None:
+    """Print the entries of a card that say something, one a line, then its numbers as a table."""
+    metrics = card.pop("metrics")
+    for key, value in card.items():
+        if value in (None, "", (), [], {}):
+            continue
+        texts = value if isinstance(value, (list, tuple)) and key in ("notes", "aliases") else [value]
+        for text in texts:
+            click.echo(f"{key:18} {text}")
+    if metrics:
+        click.echo()
+        columns = [key for key in metrics[0] if key not in ("source", "note")]
+        _table([columns, *([str(metric[key]) for key in columns] for metric in metrics)])
+
+
+@main.command(epilog=example("context-pred extract photos/ --layer feature4 --layer feature5 --out photos.safetensors"))
+@click.argument("images", nargs=-1, required=True)
+@click.option("--out", required=True, metavar="FILE", help="The .safetensors file to write; its index lies beside it.")
+@model_option
+@click.option("--layer", "layers", multiple=True, default=("feature5",), show_default=True, help="May be repeated.")
+@click.option("--pool", type=click.Choice(["gap", "grid", "none"]), default="gap", show_default=True,
+              help="gap: the mean over positions; grid: a few cells a side; none: the whole map.")  # fmt: skip
+@batch_option
+@workers_option
+@device_option
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True,
+              help="Of the features in the file.")  # fmt: skip
+@click.option("--strict", is_flag=True, help="Stop at the first damaged or non-image file instead of listing it.")
+@click.option("--background", nargs=3, type=click.IntRange(0, 255), default=(255, 255, 255), metavar="R G B",
+              help="The colour under transparency.  [default: 255 255 255]")  # fmt: skip
+@click.option("--range", "value_range", nargs=2, type=float, default=None, metavar="LO HI",
+              help="The values of 16-bit images that become black and white.")  # fmt: skip
+@click.option("--shard-rows", type=click.IntRange(1), default=None, metavar="N",
+              help="Write numbered files of N images each.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Begin anew where OUT is there already.")
+@progress_option
+def extract(images: tuple[str, ...], model: str, **options: Any) -> None:
+    """Write the features of IMAGES (a folder, files, a quoted glob or a list file) to one safetensors file.
+
+    A run that was stopped goes on where it ended when the same command is given again.
+    """
+    from . import extract as extraction
+
+    click.echo(extraction.run(_source(images), model, **options))
+
+
+def _source(images: tuple[str, ...]) -> str | list[str]:
+    return images[0] if len(images) == 1 else list(images)
+
+
+@main.command(epilog=example("context-pred neighbors photos/ photos/ --out neighbors"))
+@click.argument("query")
+@click.argument("images")
+@click.option("--out", required=True, metavar="DIR", help="The folder to write neighbors.png into.")
+@model_option
+@click.option("--layer", default="feature5", show_default=True, help="The layer to compare.")
+@click.option("--pool", type=click.Choice(["gap", "grid"]), default="gap", show_default=True, help="As in extract.")
+@click.option("-k", default=5, show_default=True, metavar="K", help="Neighbours of each query.")
+@batch_option
+@workers_option
+@device_option
+@progress_option
+def neighbors(query: str, images: str, **options: Any) -> None:
+    """Find the nearest neighbours of the QUERY images among IMAGES and draw them."""
+    from .discover import neighbors as search
+
+    click.echo(search.run(query, images, **options))
+
+
+@main.group()
+def zoo() -> None:
+    """Fetch, check and convert models."""
+
+
+@zoo.command(epilog=example("context-pred zoo pull resnet50_8xb64-steplr-70e"))
+@click.argument("names", nargs=-1, required=True, metavar="NAME…")
+@revision_option
+@cache_option
+@click.option("--force", "force_download", is_flag=True, help="Fetch again what is here already.")
+@progress_option
+def pull(names: tuple[str, ...], **options: Any) -> None:
+    """Bring models onto this machine, verified, so that they load without a network; print where they lie."""
+    from .zoo import pull as fetch
+
+    for name in names:
+        click.echo(fetch(name, **options))
+
+
+@zoo.command(epilog=example("context-pred zoo verify resnet50_8xb64-steplr-70e"))
+@click.argument("names", nargs=-1, required=True, metavar="NAME…")
+@revision_option
+@cache_option
+@click.pass_context
+def verify(ctx: click.Context, /, names: tuple[str, ...], **options: Any) -> None:
+    """Check models that are on this machine: digest, keys and shapes. Exit status 1 if one is wrong; asks no server."""
+    from .zoo import verify as check
+
+    reports = [check(name, **options) for name in names]
+    for report in reports:
+        click.echo(report)
+    ctx.exit(0 if all(report.ok for report in reports) else 1)
+
+
+@zoo.command(epilog=example("context-pred zoo convert relative-loc_resnet50.pth my-model --channel-order rgb"))
+@click.argument("src")
+@click.argument("out")
+@click.option("--channel-order", default=None, metavar="ORDER", help="rgb or bgr, for files that do not tell.")
+@click.option(
+    "--label-order",
+    default=None,
+    metavar="ORDER",
+    help="raster or openmmlab-1.x, for heads of files that do not tell.",
+)
+@click.option("--name", default=None, help="The model's name on its card.  [default: the file's]")
+@click.option("--overwrite", is_flag=True, help="Replace a model folder that is there already.")
+def convert(src: str, out: str, **options: Any) -> None:
+    """Convert the checkpoint SRC to the model folder OUT without executing any of its code; print where it lies."""
+    from .zoo.convert import convert as write
+
+    click.echo(write(src, out, **options))
+
+
+if __name__ == "__main__":
+    main()
