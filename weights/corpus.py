@@ -242,7 +242,7 @@ def why_not(image: Image.Image) -> str:
 
     Three simple rules: too little contrast; too many pixels of exactly one colour (white or black ground, fills); too
     many pixels that equal their right and lower neighbours (drawings without a main colour). Photographs stay below
-    because of noise and shading, clear skies included; a few on a plain ground are lost: they hold little to learn from.
+    because of noise and shading, clear skies included; a few on a plain ground are lost, which hold little to learn.
     """
     pixels = np.asarray(image, dtype=np.int32)
     grey = pixels.mean(axis=2)
@@ -316,7 +316,7 @@ def series(picture: Picture) -> str:
 
 
 def group_alike(prints: Sequence[bytes], names: Sequence[str], limit: int) -> list[int]:
-    """A group number each: pictures with one name, or fingerprints at most `limit` bits apart (chains count), share it."""
+    """A group number each: one name, or fingerprints at most `limit` bits apart (chains count), make one group."""
     bits = np.unpackbits(np.frombuffer(b"".join(prints), np.uint8).reshape(len(prints), -1), axis=1).astype(np.float32)
     signs = 2 * bits - 1
     parent = list(range(len(prints)))
