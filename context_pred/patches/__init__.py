@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from ..errors import InvalidInputError, unknown
+from context_pred.errors import InvalidInputError, unknown
+
 from .grid import GridPatchSampler
 from .layout import POSITIONS
 from .pairs import PatchDraw, PatchPairs, cut_boxes, joined
@@ -21,7 +23,10 @@ __all__ = [
     "sampler_from_config",
 ]
 
-SAMPLERS = {"GridPatchSampler": GridPatchSampler, "RandomPairSampler": RandomPairSampler}
+SAMPLERS: dict[str, Callable[..., GridPatchSampler | RandomPairSampler]] = {
+    "GridPatchSampler": GridPatchSampler,
+    "RandomPairSampler": RandomPairSampler,
+}
 
 
 def sampler_from_config(config: dict[str, Any]) -> GridPatchSampler | RandomPairSampler:

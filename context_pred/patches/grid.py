@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..card import IMAGENET_MEAN, IMAGENET_STD, ChannelOrder
-from ..errors import InvalidInputError, unknown
+from context_pred.card import IMAGENET_MEAN, IMAGENET_STD, ChannelOrder
+from context_pred.errors import InvalidInputError, unknown
+
+from ._random import below, uniform
 from .layout import adjacent_pairs, center_pairs
 from .pairs import PatchDraw, PatchPairs, check_images, cut_boxes
-from .shortcuts import grayscale_mean, grayscale_pil
+from .shortcuts import cut_some_gray, luma_mean, luma_pil
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class GridPatchSampler:
 
         Args:
             sizes: (height, width) of each of the B images, in px.
-            generator: Source of the random numbers, on the CPU; None is torch's own.
+            generator: Source of the random numbers; None is torch's own.
 
         Returns:
             The draw, on the CPU: nine boxes an image in raster order, 8 or 40 pairs an image, image by image.
@@ -112,20 +115,20 @@ class GridPatchSampler:
             height, width = extent[extent.min(1).values.argmin()].tolist()
             raise InvalidInputError(
                 f"An image of {width}×{height} px is smaller than the square of {self.crop} px this sampler takes; "
-                f"enlarge it (context_pred.data.resize) or use a smaller crop."
+                f"enlarge it (context_pred.data.transforms.resize) or use a smaller crop."
             )
         batch = len(extent)
-        crop_at = _below(extent - self.crop + 1, generator)  # (B, 2): y, x
+        crop_at = below(extent - self.crop + 1, generator)  # (B, 2): y, x
         cell = self.crop // 3
         step = torch.arange(3) * cell
         side = torch.full((3,), cell)
         if PRESETS[self.preset].shared_edge:
             side = (step + cell).clamp(max=self.crop - 1) - step + 1
         rooms = torch.cartesian_prod(side, side) - self.patch + 1  # (9, 2): y, x
-        offset = _below(rooms.expand(batch, 9, 2), generator)
+        offset = below(rooms.expand(batch, 9, 2), generator)
         top_left = crop_at[:, None] + torch.cartesian_prod(step, step) + offset
         corner = top_left.flip(-1).reshape(-1, 2)
-        grey = torch.rand(batch, generator=generator) < self.grayscale
+        grey = uniform((batch,), generator) < self.grayscale
         neighbor, center, position = torch.tensor(center_pairs() if self.pairs == "center" else adjacent_pairs()).T
         first = torch.arange(batch)[:, None] * 9
         return PatchDraw(
@@ -151,16 +154,19 @@ class GridPatchSampler:
         if self.normalize and images.shape[1] != len(self.mean):
             raise InvalidInputError(f"Images of {images.shape[1]} channels, but a mean of {len(self.mean)} values.")
         draw = draw.to(images.device)
-        patches = cut_boxes(images, draw.boxes, draw.image)
-        if self.channel_order == "bgr":
-            patches = patches.flip(1)
+        cut = partial(self._cut, images)
         if draw.grayscale is not None and images.shape[1] == 3:
-            to_gray = grayscale_pil if PRESETS[self.preset].grayscale == "pil" else grayscale_mean
-            (grey,) = torch.nonzero(draw.grayscale[draw.image], as_tuple=True)
-            patches[grey] = to_gray(patches[grey])
+            luma = luma_pil if PRESETS[self.preset].grayscale == "pil" else luma_mean
+            patches = cut_some_gray(cut, draw.boxes, draw.image, draw.grayscale[draw.image], luma)
+        else:
+            patches = cut(draw.boxes, draw.image)
         if self.normalize:
             patches = _normalized(patches, self.mean, self.std)
         return PatchPairs(patches, draw.neighbor, draw.center, draw.position, draw.boxes, draw.image)
+
+    def _cut(self, images: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
+        patches = cut_boxes(images, boxes, image)
+        return patches.flip(1) if self.channel_order == "bgr" else patches
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> PatchPairs:
         """Draw and cut: images (B, C, H, W) to pairs. A larger image than ``crop`` is cropped at random."""
@@ -178,11 +184,6 @@ class GridPatchSampler:
         """Show every option."""
         options = ", ".join(f"{name}={value!r}" for name, value in self.to_config().items() if name != "type")
         return f"GridPatchSampler({options})"
-
-
-def _below(limit: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw an integer from 0 … limit − 1 for each entry. A float64 draw is uniform to 1e-13 for limits of a few thousand."""
-    return (torch.rand(limit.shape, generator=generator, dtype=torch.float64) * limit).long()
 
 
 def _normalized(patches: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
