@@ -44,6 +44,17 @@ DTYPES = {
     "uint8": torch.uint8,
 }
 
+# Storages that are no weights of ours but may lie between them: bytes an element.
+OTHER_STORAGES = {
+    "BoolStorage": 1,
+    "UntypedStorage": 1,
+    "QInt8Storage": 1,
+    "QUInt8Storage": 1,
+    "QInt32Storage": 4,
+    "ComplexFloatStorage": 8,
+    "ComplexDoubleStorage": 16,
+}
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -236,16 +247,21 @@ def _stream_places(
     places: dict[str, tuple[int, int]] = {}
     for key in keys:
         ref = storages.get(str(key)) if isinstance(key, (str, int)) else None
-        if ref is None or ref.dtype not in DTYPES:
+        width = None if ref is None else _itemsize(ref.dtype)
+        if ref is None or width is None:
             # Without its type the length in bytes is unknown, and so is where the next one begins.
-            raise WeightsError(f"it has a storage of a kind that is not read ({ref.dtype if ref else 'unknown'})")
+            raise WeightsError(f"it has a storage of an unknown kind ({ref.dtype[:80] if ref else 'not announced'})")
         (numel,) = struct.unpack("<q", file.read(8))
-        length = numel * DTYPES[ref.dtype].itemsize
+        length = numel * width
         if numel < 0 or file.tell() + length > size:
             raise WeightsError("incomplete file (a storage goes beyond its end)")
         places[ref.key] = (file.tell(), length)
         file.seek(length, io.SEEK_CUR)
     return places
+
+
+def _itemsize(dtype: str) -> int | None:
+    return DTYPES[dtype].itemsize if dtype in DTYPES else OTHER_STORAGES.get(dtype)
 
 
 def _fill(source: IO[bytes], data: bytearray) -> None:
@@ -278,7 +294,7 @@ class _Storages:
         last = ref.offset + sum((size - 1) * stride for size, stride in zip(ref.size, ref.stride, strict=True))
         if last >= storage.numel() or numel > storage.numel():
             raise WeightsError("damaged file (a tensor goes beyond its storage)")
-        return storage.as_strided(ref.size, ref.stride, ref.offset)
+        return storage.as_strided(ref.size, ref.stride, storage.storage_offset() + ref.offset)
 
     def _elements(self, ref: StorageRef) -> Tensor:
         view = self.reader.views.get(ref.key)
