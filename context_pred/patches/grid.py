@@ -174,6 +174,18 @@ class GridPatchSampler:
         sizes = torch.tensor(images.shape[-2:]).expand(len(images), 2)
         return self.cut(images, self.draw(sizes, generator))
 
+    def to_pixels(self, patches: Tensor) -> Tensor:
+        """Undo the normalisation, for looking: patches of this sampler to float32 in 0…1, RGB."""
+        if self.normalize:
+            shape = (-1, 1, 1)
+            patches = patches * patches.new_tensor(self.std).reshape(shape) + patches.new_tensor(self.mean).reshape(
+                shape
+            )
+        elif patches.dtype == torch.uint8:
+            patches = patches / 255.0
+        patches = patches.to(torch.float32).clamp(0, 1)
+        return patches.flip(1) if self.channel_order == "bgr" else patches
+
     def to_config(self) -> dict[str, Any]:
         """Return the sampler as plain values for a card; ``sampler_from_config`` makes it again."""
         names = ("preset", "crop", "patch", "grayscale", "normalize", "mean", "std", "channel_order", "pairs")

@@ -20,7 +20,7 @@ from context_pred.errors import InvalidInputError, unknown
 from ._random import below, uniform
 from .layout import OFFSETS
 from .pairs import PatchDraw, PatchPairs, check_images, cut_boxes
-from .shortcuts import Dropping, cut_some_gray, down_and_up, drop_colors, luma_pil, project_colors
+from .shortcuts import CODE_RMS, Dropping, cut_some_gray, down_and_up, drop_colors, luma_pil, project_colors
 
 FEWEST_PIXELS, MOST_PIXELS = 150_000, 450_000
 """The authors scale each photograph to a number of pixels drawn from this range."""
@@ -62,7 +62,7 @@ class RandomPairSampler:
     among the places where that neighbour fits, both jittered.
 
     ``normalize=True`` gives float32 patches in grey levels: with ``dropping="code"`` the kept channel's own mean
-    subtracted and a root mean square of 50; otherwise ``mean`` subtracted, in −124 … 152.
+    subtracted and a root mean square of 50; otherwise ``mean`` subtracted, in −123 … 151.
 
     Args:
         preset: "deepcontext" (the released code) or "paper".
@@ -284,6 +284,18 @@ class RandomPairSampler:
         batch = _checked(images)
         sizes = torch.tensor([image.shape[-2:] for image in batch]).reshape(-1, 2)
         return self.cut(batch, self.draw(sizes, generator), generator)
+
+    def to_pixels(self, patches: Tensor) -> Tensor:
+        """Undo the normalisation, for looking: patches of this sampler to float32 in 0…1, RGB.
+
+        After ``dropping="code"`` the patch's brightness is unknown: mid-grey stands for the mean, and 0 … 1 spans four
+        standard deviations of the kept channel.
+        """
+        if not self.normalize:
+            return patches.to(torch.float32) / (255.0 if patches.dtype == torch.uint8 else 1.0)
+        if self.dropping == "code":
+            return (patches / (4 * CODE_RMS * 3**0.5) + 0.5).clamp(0, 1)
+        return (patches / 255.0 + patches.new_tensor(self.mean).reshape(3, 1, 1)).clamp(0, 1)
 
     def to_config(self) -> dict[str, Any]:
         """Return the sampler as plain values for a card; ``sampler_from_config`` makes it again."""
