@@ -63,9 +63,10 @@ def test_type_checkers_and_the_lazy_table_see_the_same_names(root: Path) -> None
 
 
 def test_torch_hub_entry_gives_the_model(root: Path) -> None:
-    torch_hub = pytest.importorskip("torch").hub
+    import torch
+
     shipped = shipped_names()[0]
-    model = torch_hub.load(str(root), "context_pred", shipped, source="local")
+    model = torch.hub.load(str(root), "context_pred", shipped, source="local")
     assert model.card.name == context_pred.model_info(shipped).name
     assert not model.training
 
@@ -83,11 +84,12 @@ def shipped_names() -> list[str]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, root: Path) -> dict[str, set[str]]:
     """The names of the files in a wheel and an sdist, built as pip builds them, without isolation."""
-    sdist = pytest.importorskip("hatchling.builders.sdist")
-    wheel = pytest.importorskip("hatchling.builders.wheel")
+    from hatchling.builders.sdist import SdistBuilder
+    from hatchling.builders.wheel import WheelBuilder
+
     out = str(tmp_path_factory.mktemp("dist"))
-    (tarball,) = sdist.SdistBuilder(str(root)).build(directory=out, versions=["standard"])
-    (archive,) = wheel.WheelBuilder(str(root)).build(directory=out, versions=["standard"])
+    (tarball,) = SdistBuilder(str(root)).build(directory=out, versions=["standard"])
+    (archive,) = WheelBuilder(str(root)).build(directory=out, versions=["standard"])
     with tarfile.open(tarball) as tar:
         source = {name.partition("/")[2] for name in tar.getnames()}
     with zipfile.ZipFile(archive) as zipped:
