@@ -22,7 +22,7 @@ COLORS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159
 
 CELL, SPACE, MARGIN, CAPTION = 128, 12, 20, 20
 SMALLEST_PHOTO = 600
-"""Sides in px of the finished picture: a patch, the space between patches, the rim, a line of text; the photograph's room."""
+"""Sides in px: a patch, the space between patches, the rim, a line of text; the least room of the photograph."""
 
 
 def draw_sample(
