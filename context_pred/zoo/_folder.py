@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import filecmp
 import json
 import os
 import shutil
@@ -27,8 +29,8 @@ def write_model_folder(
 ) -> Card:
     """Write a model folder (``card.json``, ``model.safetensors``, ``source.json``), whole or not at all.
 
-    The same model gives the same bytes. A model folder that is already there is replaced; where several processes
-    write at once, the folder is one of theirs at any time.
+    The same model gives the same bytes. A model folder that is already there is replaced, unless it holds the same
+    bytes; where several processes write at once, the folder that remains is a whole one of theirs.
 
     Args:
         out: The folder.
@@ -87,22 +89,27 @@ def _writing(out: Path) -> Iterator[None]:
 
 def _put(new: Path, out: Path) -> None:
     """Rename ``new`` to ``out``; a model folder in the way (an old one, or a quicker process's) is replaced."""
-    for _ in range(100):
+    for _ in range(1000):
         try:
             # Succeeds where there is nothing, or an empty folder.
             os.rename(new, out)
             return
-        except OSError:
-            if not out.is_dir():
-                if out.exists():
-                    raise
-                continue
-        strange = sorted({entry.name for entry in out.iterdir()} - MODEL_FILES)
-        if strange:
-            raise StorageError(f"{out} has other files in it ({', '.join(strange[:5])}); choose another folder.")
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        # Another process may be doing the same: then it is gone already, and the next round finds its folder.
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        # From here on another process may be doing the same: what is gone in between, the next round does not find.
         with contextlib.suppress(FileNotFoundError):
-            os.rename(out, old / "old")
-        shutil.rmtree(old, ignore_errors=True)
+            names = {entry.name for entry in out.iterdir()}
+            if names - MODEL_FILES:
+                others = ", ".join(sorted(names - MODEL_FILES)[:5])
+                raise StorageError(f"{out} has other files in it ({others}); choose another folder.")
+            if names == {entry.name for entry in new.iterdir()} and all(
+                filecmp.cmp(out / name, new / name, shallow=False) for name in names
+            ):
+                return
+            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+            try:
+                os.rename(out, old / "old")
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
     raise StorageError(f"Cannot write {out}: other processes keep replacing it; choose another folder.")

@@ -56,6 +56,7 @@ HARMLESS = {
         *("bfloat16", "float16", "float32", "float64", "int8", "int16", "int32", "int64"),
         *("strided", "preserve_format", "contiguous_format", "channels_last"),
     },
+    "torch.torch_version": {"TorchVersion"},
     "types": {"SimpleNamespace"},
     "uuid": {"UUID"},
 }
@@ -340,7 +341,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _of_harmless_package(found: Global) -> bool:
-    return found.module.partition(".")[0] in HARMLESS_PACKAGES
+    return found.module.partition(".")[0] in HARMLESS_PACKAGES or found.module.startswith("torch.optim.")
 
 
 def _storage_dtype(found: Global) -> str | None:

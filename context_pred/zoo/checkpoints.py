@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -163,7 +164,7 @@ def _read_zip(file: IO[bytes], path: Path) -> Checkpoint:
                 raise WeightsError(f"damaged file (no record for storage {ref.key[:80]})")
             return _record(file, record)
 
-        return _checkpoint("torch zip", content, _Storages(reader, storage, swap=byteorder == b"big"))
+        return _checkpoint("torch zip", content, _Storages(reader, storage, swap=byteorder != sys.byteorder.encode()))
 
 
 def _zip_records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
@@ -235,7 +236,7 @@ def _read_stream(file: IO[bytes], path: Path) -> Checkpoint:
             _fill(file, data)
             return data
 
-        return _checkpoint("torch stream", content, _Storages(reader, storage))
+        return _checkpoint("torch stream", content, _Storages(reader, storage, swap=sys.byteorder == "big"))
 
 
 def _stream_places(

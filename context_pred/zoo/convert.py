@@ -27,7 +27,7 @@ from ._folder import write_model_folder
 from .checkpoints import Checkpoint, read_checkpoint
 from .download import file_sha256
 
-__all__ = ["Converted", "convert", "convert_checkpoint", "known_card", "write_model_folder"]
+__all__ = ["Converted", "convert", "convert_checkpoint", "in_channel_order", "known_card", "write_model_folder"]
 
 # Label of mmselfsup 1.x → raster position; its own inverse (METHOD B4).
 RASTER_FROM_1X = (0, 3, 5, 1, 6, 2, 4, 7)
@@ -186,6 +186,15 @@ def known_card(source: Path, digest: str) -> Card | None:
                 raise DigestError(f"{source} has SHA-256 {digest}, but {beside} promises {card.sha256}.")
             return card
     return next((c for c in registry.cards() if c.url_sha256_prefix and digest.startswith(c.url_sha256_prefix)), None)
+
+
+def in_channel_order(card: Card, channel_order: ChannelOrder) -> Card:
+    """Return the card for another channel order: its transform and its patch sampler, mean and std unmoved."""
+    if channel_order == card.channel_order:
+        return card
+    return card.replace(
+        channel_order=channel_order, patch_sampler={**card.patch_sampler, "channel_order": channel_order}
+    )
 
 
 def _converted(
@@ -391,10 +400,7 @@ def convert(
     known = known_card(src, digest)
     converted = _convert(src, known, channel_order, label_order)
     if known is not None:
-        card = known.replace(name=name or known.name, aliases=())
-        if channel_order is not None and channel_order != known.channel_order:
-            sampler = {**known.patch_sampler, "channel_order": channel_order}
-            card = card.replace(channel_order=converted.channel_order, patch_sampler=sampler)
+        card = in_channel_order(known, converted.channel_order).replace(name=name or known.name, aliases=())
     else:
         try:
             card = converted.card(name or src.stem)

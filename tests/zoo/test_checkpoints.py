@@ -93,12 +93,24 @@ def test_state_dict_meta_and_entries(tmp_path: Path, form: str) -> None:
         "loss": np.float64(1.5),
         "history": np.arange(4),
         "path": Path("work_dirs"),
+        "torch": torch.__version__,
+        "scheduler": torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.ones(1)], 0.1), 3),
         "names": {"a", "b"},
         ("a", "tuple"): frozenset([1]),
     }
     found = read_checkpoint(save(content, tmp_path / "a.pth", form))
     assert found.meta == {"mmselfsup_version": "0.7.0", "epoch": 70}
-    assert found.entries == ("meta", "state_dict", "optimizer", "loss", "history", "path", "names")
+    assert found.entries == (
+        "meta",
+        "state_dict",
+        "optimizer",
+        "loss",
+        "history",
+        "path",
+        "torch",
+        "scheduler",
+        "names",
+    )
     assert list(found.tensors) == ["weight", "bias"]
     assert all(torch.equal(found.tensors[key], state[key]) for key in state)
 
@@ -405,7 +417,7 @@ def small_files(folder: Path) -> dict[str, bytes]:
 def test_a_file_cut_off_anywhere_is_an_error(tmp_path: Path, form: str) -> None:
     data = small_files(tmp_path)[form]
     path = tmp_path / "cut.pth"
-    for length in range(0, len(data), max(1, len(data) // 400)):
+    for length in range(0, len(data), max(1, len(data) // 200)):
         path.write_bytes(data[:length])
         with pytest.raises(WeightsError):
             read_checkpoint(path)
@@ -417,7 +429,7 @@ def test_damaged_bytes_give_our_errors_only(tmp_path: Path, form: str) -> None:
     path = tmp_path / "damaged.pth"
     dice = random.Random(0)
     refused = 0
-    for _ in range(600):
+    for _ in range(300):
         damaged = bytearray(data)
         for _ in range(dice.choice((1, 1, 2, 8))):
             damaged[dice.randrange(len(damaged))] = dice.choice((0, 1, 0x2E, 0x7F, 0x80, 0xFF, dice.randrange(256)))
@@ -426,7 +438,7 @@ def test_damaged_bytes_give_our_errors_only(tmp_path: Path, form: str) -> None:
             read_checkpoint(path)
         except ContextPredError:
             refused += 1
-    assert refused > 100
+    assert refused > 50
 
 
 def test_a_flipped_bit_in_a_zip_is_found(tmp_path: Path) -> None:
