@@ -1,0 +1,160 @@
+"""Features of many images, on disk: ``run`` writes them, ``load`` opens them.
+
+From the shell, on one machine and one GPU or CPU:
+
+    context-pred extract photos/ --out photos.safetensors
+
+On one node with eight GPUs, and on two nodes (the same command on each, ``photos/`` and the output on a shared disk):
+
+    torchrun --nproc-per-node 8 -m context_pred.cli extract photos/ --out photos.safetensors
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:29500 -m context_pred.cli extract photos/ --out …
+
+The images are divided into fixed batches of ``batch_size``, and each rank takes every n-th batch; a damaged image keeps
+its place in the batch. So the file has the same bytes however many ranks wrote it and however often it was stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from context_pred.data.images import WHITE, check_options
+from context_pred.errors import ImageError, InvalidInputError, unknown
+from context_pred.pooling import POOLS
+
+from .loading import Loader, usual_workers
+from .network import Network, check_dtype, find_device
+from .ranks import joined
+from .storage import Names, Rows, load
+from .summary import Summary, summarize
+from .work import begin, compute, finish
+
+if TYPE_CHECKING:
+    from context_pred.model import ContextPredictionModel
+
+__all__ = ["Rows", "Summary", "load", "run"]
+
+
+def run(
+    images: str | Path | Sequence[str | Path],
+    model: ContextPredictionModel | str | Path,
+    *,
+    out: str | Path,
+    layers: str | Sequence[str] = ("feature5",),
+    pool: str = "gap",
+    batch_size: int = 32,
+    workers: int | None = None,
+    device: str | torch.device = "auto",
+    dtype: str = "float32",
+    strict: bool = False,
+    background: tuple[int, int, int] = WHITE,
+    value_range: tuple[float, float] | None = None,
+    shard_rows: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Summary:
+    """Compute the features of images and write them to disk, rows in the order of ``find_images``.
+
+    A call that was stopped goes on where it ended when it is made again; one that had finished returns its summary at
+    once. Both need the same settings and the same files (names, sizes, times of change): anything else is an error
+    until ``overwrite`` is given.
+
+    Args:
+        images: As ``find_images`` takes them: a folder, a glob pattern, a list file, or a sequence of paths.
+        model: The model (its weights, card and preprocessing; it is left as it is), or what ``load_pretrained`` takes.
+        out: The file to write, ``.safetensors``; the index ``.index.jsonl`` lies beside it, and during the run the
+            folder ``.parts``. Missing folders are made.
+        layers: Layers of the backbone.
+        pool: "gap": (rows, C); "grid": (rows, C, n, n) with 12, 6, 4, 3, 2 cells a side for feature1 … feature5 (the
+            windows of METHOD C2 for a ResNet at 224 px, adaptive elsewhere); "none": the maps, (rows, C, H, W).
+        batch_size: Images a batch.
+        workers: Threads that open images; 0: none beside the caller's; None: two beside a network on the CPU, up to
+            16 beside any other.
+        device: "auto" (this rank's GPU, else the CPU) or a device of PyTorch's.
+        dtype: Precision of the computation: "float32", "float16" (stored so too; a CPU computes in float32) or
+            "bfloat16" (stored as float32, since NumPy has no bfloat16). Pooling is in float32 always.
+        strict: Stop at the first file that cannot be opened, instead of listing it.
+        background: As in ``open_image``: the colour under transparency.
+        value_range: As in ``open_image``: the values of files of more than 8 bits that become black and white.
+        shard_rows: Write ``OUT-00001-of-00004.safetensors`` … of that many rows each, instead of one file.
+        overwrite: Replace an output or drop an unfinished run that other settings made, or compute anew.
+        progress: Show a bar with images/s.
+
+    Returns:
+        The summary (equal on all ranks but for what each has computed).
+
+    Raises:
+        InvalidInputError: no images, or an argument that is not accepted; or ``out`` is there, made otherwise.
+        UnknownNameError: an unknown layer, pooling, dtype or model.
+        ImageError: with ``strict``, the first file that cannot be opened; else only if none can.
+        StorageError: the disk is full or cannot be written to. What was computed is kept.
+    """
+    check_options(background, value_range)
+    _check_counts(batch_size=(batch_size, 1), workers=(workers, 0), shard_rows=(shard_rows, 1))
+    if pool not in POOLS:
+        raise unknown("pooling", pool, POOLS)
+    dtype, place, names = check_dtype(dtype), find_device(device), Names.of(out)
+    model = _loaded(model)
+    asked = model.backbone.chosen(layers)
+    if model.transform.in_channels not in (1, 3):
+        raise InvalidInputError(
+            f"The model has {model.transform.in_channels} input channels, and files give 1 or 3; "
+            f"call model.features on tensors instead."
+        )
+    options = {
+        "model": model.card.name,
+        "weights": _digest_of(model),
+        "layers": list(asked),
+        "pool": pool,
+        "batch_size": batch_size,
+        "device": place.type,
+        "dtype": dtype,
+        "background": list(background),
+        "value_range": None if value_range is None else list(value_range),
+        "shard_rows": shard_rows,
+        "transform": repr(model.transform),
+    }
+    with joined() as ranks:
+        plan = ranks.lead(lambda: begin(images, names, options, overwrite))
+        computed, seconds = 0, 0.0
+        if not plan.finished:
+            network = Network(model.backbone, model.transform, asked, pool, place, dtype)
+            threads = usual_workers(place) if workers is None else workers
+            loader = Loader(model.transform, background, value_range, threads)
+            computed, seconds = compute(plan, network, loader, ranks, strict=strict, progress=progress)
+            ranks.wait()
+            ranks.lead(lambda: finish(plan, asked, shard_rows, strict))
+        summary = ranks.lead(lambda: summarize(names))
+    if strict and summary.errors:
+        path, reason = next(iter(summary.errors.items()))
+        raise ImageError(f"{path}: {reason}")
+    return replace(summary, computed=computed, seconds=seconds)
+
+
+def _loaded(model: ContextPredictionModel | str | Path) -> ContextPredictionModel:
+    if not isinstance(model, (str, os.PathLike)):
+        return model
+    from context_pred.zoo import load_pretrained  # a name is the one thing for which extraction needs the zoo above it
+
+    return load_pretrained(str(model))
+
+
+def _digest_of(model: ContextPredictionModel) -> str:
+    """Tell models apart by their backbone's numbers, whatever they are called."""
+    digest = hashlib.sha256()
+    for name, value in model.backbone.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _check_counts(**counts: tuple[int | None, int]) -> None:
+    for name, (value, least) in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise InvalidInputError(f"{name}={value!r}; accepted: a whole number from {least} up.")
