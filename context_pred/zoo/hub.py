@@ -139,8 +139,10 @@ def fetch(repository: str, file: str, revision: str, options: Options) -> Path:
         raise NoSuchFileError(f"{what}: the repository has no such file at that revision.") from error
     except (errors.HFValidationError, errors.HfHubHTTPError) as error:
         raise DownloadError(f"{what}: {_line(error)}") from error
-    except ValueError as error:  # force_download=True while the Hub does not answer
-        raise _unanswered(what, error) from error
+    except ValueError as error:
+        if error.__cause__ is not None:  # force_download=True while the Hub does not answer
+            raise _unanswered(what, error) from error
+        raise DownloadError(f"{what}: {_line(error)}") from error
     except Exception as error:
         # What is left is the disk, or the HTTP client's own exceptions (httpx or httpx2, by the hub's version).
         if isinstance(error, OSError) and error.errno in _STORAGE:

@@ -331,7 +331,7 @@ def _from_repository(target: HubId, options: Options) -> Found:
             raise hub.NoSuchFileError(f"{target} has no {CARD_FILE}.")
         path = hub.fetch(target.repository, CARD_FILE, target.revision, options)
         card = Card.read(path)
-        path = hub.fetch(target.repository, card.file or WEIGHTS_FILE, path.parent.name, options)
+        path = hub.fetch(target.repository, _file_name(card, path), path.parent.name, options)
     except hub.NoSuchFileError:
         # Another library's repository, for one a backbone in timm's layout.
         card = None
@@ -358,15 +358,23 @@ def _at_path(path: Path) -> Found:
     card = Card.read(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else None
     file = path
     if path.is_dir():
-        file = folder / ((card.file if card is not None else None) or WEIGHTS_FILE)
+        file = folder / _file_name(card, folder / CARD_FILE)
         if not file.is_file():
             there = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
             raise NotCachedError(
                 f"{path} is not a model folder: it has no {file.name}, but {there}. A model folder has {CARD_FILE} and "
                 f"{WEIGHTS_FILE}; a checkpoint in it is named by its own path."
             )
-    elif card is not None and path.name != (card.file or WEIGHTS_FILE):
+    elif path.name != _file_name(card, folder / CARD_FILE):
         card = None  # the card beside is another file's
     source = _read_source(folder) if file.name == WEIGHTS_FILE else None
     sha256 = (card.sha256 if card is not None else None) or (source["sha256"] if source is not None else None)
     return Found(file, card, sha256, "path")
+
+
+def _file_name(card: Card | None, where: Path) -> str:
+    """Return the name of a card's weights file, which lies beside the card."""
+    name = (card.file if card is not None else None) or WEIGHTS_FILE
+    if name != Path(name).name:
+        raise WeightsError(f"{where} says that its weights file is {name!r}; accepted: the name of a file beside it.")
+    return name

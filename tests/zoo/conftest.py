@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+NOBODY = 65534
 
 SPEC = importlib.util.spec_from_file_location("zoo_test_servers", Path(__file__).with_name("servers.py"))
 assert SPEC is not None
@@ -90,20 +94,25 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 @pytest.fixture
-def unprivileged() -> Iterator[Path]:
-    """A folder of an ordinary user, and the test runs as that user: root may write everywhere."""
-    import os
-    import shutil
-    import tempfile
+def as_ordinary_user(tmp_path: Path) -> Callable[[], AbstractContextManager[None]]:
+    """A context in which file permissions hold: root, who may write everywhere, becomes nobody for the time being."""
 
-    folder = Path(tempfile.mkdtemp())
-    if os.geteuid() == 0:
-        os.chown(folder, 65534, 65534)
-        os.seteuid(65534)
-    try:
-        yield folder
-    finally:
-        if os.getuid() == 0:
+    @contextmanager
+    def ordinary() -> Iterator[None]:
+        if os.geteuid() != 0:
+            yield
+            return
+        for path in [*tmp_path.rglob("*"), tmp_path]:
+            os.chown(path, NOBODY, NOBODY)
+        closed = [parent for parent in tmp_path.parents if not parent.stat().st_mode & 0o001]
+        for parent in closed:
+            parent.chmod(0o711)
+        os.seteuid(NOBODY)
+        try:
+            yield
+        finally:
             os.seteuid(0)
-        folder.chmod(0o755)
-        shutil.rmtree(folder)
+            for parent in closed:
+                parent.chmod(0o700)
+
+    return ordinary

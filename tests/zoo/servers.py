@@ -31,10 +31,10 @@ class FileServer:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 owner.answer(self)
 
-            def do_HEAD(self) -> None:  # noqa: N802
+            def do_HEAD(self) -> None:
                 owner.answer(self)
 
             def log_message(self, *_: Any) -> None:
@@ -99,7 +99,7 @@ class FileServer:
 class HubServer(FileServer):
     """Speaks the Hub's routes for models: ``repositories[name][revision] = (commit, {file: bytes})``.
 
-    Large files (.safetensors) are answered as the Hub does: a redirect to a content address, with the digest and size of
+    Large files (.safetensors) are answered as the Hub does: a redirect to a content address, with digest and size of
     the linked file in the headers. ``token`` makes every repository private; ``status`` makes the Hub fail.
     """
 
@@ -108,6 +108,11 @@ class HubServer(FileServer):
         self.repositories: dict[str, dict[str, tuple[str, dict[str, bytes]]]] = {}
         self.token = ""
         self.status = 0
+
+    @property
+    def cdn(self) -> str:
+        """The content addresses' host: another one than the Hub's own, as in reality."""
+        return self.url.replace("127.0.0.1", "localhost")
 
     def add(self, name: str, files: dict[str, bytes], branch: str = "main") -> str:
         """Put files into a repository; return the commit."""
@@ -145,7 +150,7 @@ class HubServer(FileServer):
             digest = hashlib.sha256(data).hexdigest()
             self.files[f"/cdn/{digest}"] = data
             linked = {"X-Linked-ETag": f'"{digest}"', "X-Linked-Size": str(len(data))}
-            send(request, 302, b"", {**headers, **linked, "Location": f"{self.url}/cdn/{digest}"})
+            send(request, 302, b"", {**headers, **linked, "Location": f"{self.cdn}/cdn/{digest}"})
         else:
             digest = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
             self.send_file(request, data, {**headers, "ETag": f'"{digest}"'}, fault)

@@ -112,7 +112,7 @@ def test_a_refusal_is_not_asked_again(server: Any, tmp_path: Path, status: str) 
 
 def test_a_server_that_only_fails_is_given_up(server: Any, tmp_path: Path) -> None:
     server.faults = ["500"] * 20
-    with pytest.raises(DownloadError, match="HTTP 500 .*given up after 3 tries") as error:
+    with pytest.raises(DownloadError, match=r"HTTP 500 .*given up after 3 tries") as error:
         fetch(server, tmp_path, attempts=3)
     assert not isinstance(error.value, UnreachableError)
     assert len(server.gets) == 3
@@ -137,7 +137,7 @@ def test_retry_after_is_obeyed(server: Any, tmp_path: Path) -> None:
 
 def test_a_pause_beyond_patience_is_an_error(server: Any, tmp_path: Path) -> None:
     server.faults, server.extra = ["429"], {"Retry-After": "86400"}
-    with pytest.raises(DownloadError, match="HTTP 429 .*pause of 86400 s"):
+    with pytest.raises(DownloadError, match=r"HTTP 429 .*pause of 86400 s"):
         fetch(server, tmp_path)
 
 
@@ -197,18 +197,20 @@ def test_a_file_that_is_larger_than_the_disk_is_not_begun(
 
 def test_a_folder_that_cannot_be_made(server: Any, tmp_path: Path) -> None:
     (tmp_path / "new").write_text("a file in the way")
-    with pytest.raises(StorageError, match="Cannot write .*file"):
+    with pytest.raises(StorageError, match=r"Cannot write .*file"):
         fetch(server, tmp_path)
     with pytest.raises(StorageError, match="Cannot write"):
         fill(tmp_path / "new" / "model", lambda folder: None)
 
 
-def test_a_read_only_folder(server: Any, unprivileged: Path) -> None:
-    unprivileged.chmod(0o555)
-    with pytest.raises(StorageError, match="you may not write there"):
-        fetch(server, unprivileged)
-    with pytest.raises(StorageError, match="you may not write there"):
-        fill(unprivileged / "model", lambda folder: None)
+def test_a_read_only_folder(server: Any, tmp_path: Path, as_ordinary_user: Any) -> None:
+    fetch(server, tmp_path / "before")
+    (tmp_path / "closed").mkdir(mode=0o555)
+    with as_ordinary_user():
+        with pytest.raises(StorageError, match="you may not write there"):
+            fetch(server, tmp_path / "closed")
+        with pytest.raises(StorageError, match="you may not write there"):
+            fill(tmp_path / "closed" / "model", lambda folder: None)
 
 
 # Many processes
