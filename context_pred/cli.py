@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ workers_option = click.option(
     type=int,
     default=None,
     metavar="N",
-    help="Processes that decode images.  [default: by the machine]",
+    help="Threads that open images.  [default: 2 beside a CPU, up to 16 beside a GPU]",
 )
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, …; auto takes what there is."
@@ -137,7 +138,7 @@ def _show(card: dict[str, Any]) -> None:
 @workers_option
 @device_option
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True,
-              help="Of the features in the file.")  # fmt: skip
+              help="Of the computation; float16 is stored so too, bfloat16 as float32.")  # fmt: skip
 @click.option("--strict", is_flag=True, help="Stop at the first damaged or non-image file instead of listing it.")
 @click.option("--background", nargs=3, type=click.IntRange(0, 255), default=(255, 255, 255), metavar="R G B",
               help="The colour under transparency.  [default: 255 255 255]")  # fmt: skip
@@ -154,7 +155,9 @@ def extract(images: tuple[str, ...], model: str, **options: Any) -> None:
     """
     from . import extract as extraction
 
-    click.echo(extraction.run(_source(images), model, **options))
+    summary = extraction.run(_source(images), model, **options)
+    if os.environ.get("RANK", "0") == "0":  # torchrun's other processes have nothing to add
+        click.echo(summary)
 
 
 def _source(images: tuple[str, ...]) -> str | list[str]:
@@ -167,7 +170,9 @@ def _source(images: tuple[str, ...]) -> str | list[str]:
 @click.option("--out", required=True, metavar="DIR", help="The folder to write neighbors.png into.")
 @model_option
 @click.option("--layer", default="feature5", show_default=True, help="The layer to compare.")
-@click.option("--pool", type=click.Choice(["gap", "grid"]), default="gap", show_default=True, help="As in extract.")
+@click.option(
+    "--pool", type=click.Choice(["gap", "grid", "none"]), default="gap", show_default=True, help="As in extract."
+)
 @click.option("-k", default=5, show_default=True, metavar="K", help="Neighbours of each query.")
 @batch_option
 @workers_option
