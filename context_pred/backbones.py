@@ -38,16 +38,18 @@ class RepeatedBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, H, W); in train mode update the running statistics."""
-        if not self.training or self.repeats == 1 or self.running_mean is None or self.running_var is None:
+        if not self.training or self.running_mean is None or self.running_var is None:
             return super().forward(x)
         n = x.numel() / x.shape[1]
         factor = (n - 1) / n * (self.repeats * n) / (self.repeats * n - 1) if n > 1 else 1.0
-        # (1 − m)·v/f + m·u, then times f, is (1 − m)·v + m·f·u. A copy of the variance, since autograd keeps it.
-        scaled = self.running_var / factor
+        # (1 − m)·v/f + m·u, then times f, is (1 − m)·v + m·f·u. Copies, since autograd keeps what it is given, and
+        # the next pass of the same step changes the buffers.
+        mean, var = self.running_mean.clone(), self.running_var / factor
         momentum = 0.1 if self.momentum is None else self.momentum
-        y = F.batch_norm(x, self.running_mean, scaled, self.weight, self.bias, True, momentum, self.eps)
+        y = F.batch_norm(x, mean, var, self.weight, self.bias, True, momentum, self.eps)
         with torch.no_grad():
-            self.running_var.copy_(scaled * factor)
+            self.running_mean.copy_(mean)
+            self.running_var.copy_(var * factor)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)
         return y
@@ -196,7 +198,7 @@ def _fits_fc6(x: Tensor) -> Tensor:
     if min(x.shape[-2:]) < 3:
         raise InvalidInputError(
             f"fc6 needs a 3×3 map below it, and this input leaves {x.shape[-2]}×{x.shape[-1]}; "
-            f"give patches of 96 px (65 px at the least)."
+            f"give patches of 96 px (93 px at the least)."
         )
     return x
 

@@ -450,7 +450,7 @@ class ContextPredictionModel(
         if not (folder / CARD_FILE).is_file():
             raise NotCachedError(f"{folder} has no {CARD_FILE}; a folder from save_pretrained has one.")
         card = Card.read(folder / CARD_FILE)
-        known = {"backbone", "pair_layers", "neck_channels", "dropout"}
+        known = {"backbone", "pair_layers", "neck_channels", "dropout", "config"}  # what the mixin adds by itself
         strange = sorted(set(config) - known)
         if strange:
             raise InvalidInputError(f"from_pretrained does not take {strange}; it takes in_channels and the Hub's own.")
