@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import cache
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from context_pred.errors import InvalidInputError, StorageError
+from context_pred.errors import InvalidInputError
 from context_pred.patches.grid import GridPatchSampler
 from context_pred.patches.layout import OFFSETS, POSITIONS
 from context_pred.patches.pairs import PatchPairs
 from context_pred.patches.random_pairs import RandomPairSampler
-
-PAPER, INK, FAINT = (255, 255, 255), (32, 32, 32), (214, 214, 214)
-COLORS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233))
-"""One a center: the palette of Okabe and Ito, told apart by colour-blind readers too."""
+from context_pred.pictures import COLORS, FAINT, INK, PAPER, font, save_png
 
 CELL, SPACE, MARGIN, CAPTION = 128, 12, 20, 20
 SMALLEST_PHOTO = 600
@@ -75,20 +71,6 @@ def draw_sample(
     if path is not None:
         save_png(sheet, path)
     return sheet
-
-
-def save_png(picture: Image.Image, path: str | Path) -> None:
-    """Write a picture as PNG; raises StorageError where that fails."""
-    try:
-        picture.save(path, format="PNG", optimize=True)
-    except OSError as error:
-        raise StorageError(f"Could not write the picture {path}: {error.strerror or error}.") from error
-
-
-@cache
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return Pillow's own font, which needs no file."""
-    return ImageFont.load_default(size)
 
 
 def _color(i: int) -> tuple[int, int, int]:

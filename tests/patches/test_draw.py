@@ -12,7 +12,8 @@ from torch import Tensor
 
 from context_pred.errors import InvalidInputError, StorageError
 from context_pred.patches import GridPatchSampler, PatchPairs, RandomPairSampler
-from context_pred.patches.draw import CELL, COLORS, draw_sample
+from context_pred.patches.draw import CELL, draw_sample
+from context_pred.pictures import COLORS
 
 
 @pytest.fixture(scope="module")

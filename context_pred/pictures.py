@@ -1,0 +1,28 @@
+"""What the library's drawings share: a font without a file, colours, and writing PNG."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from PIL import Image, ImageFont
+
+from context_pred.errors import StorageError
+
+PAPER, INK, FAINT = (255, 255, 255), (32, 32, 32), (214, 214, 214)
+COLORS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233))
+"""The palette of Okabe and Ito, told apart by colour-blind readers too."""
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return Pillow's own font, which needs no file."""
+    return ImageFont.load_default(size)
+
+
+def save_png(picture: Image.Image, path: str | Path) -> None:
+    """Write a picture as PNG; raises StorageError where that fails."""
+    try:
+        picture.save(path, format="PNG")
+    except OSError as error:
+        raise StorageError(f"Could not write the picture {path}: {error.strerror or error}.") from error
