@@ -58,6 +58,7 @@ class RepeatedBatchNorm2d(nn.BatchNorm2d):
 class Backbone(nn.Module):
     """What every backbone promises; the concrete ones are ``ResNetBackbone`` and ``ContextNetBackbone``."""
 
+    conv1: nn.Conv2d
     layers: tuple[str, ...]
     in_channels: int
     feature_info: dict[str, FeatureInfo]
@@ -89,13 +90,20 @@ def _meant(name: object) -> str:
     return text
 
 
-class ResNetBackbone(Backbone, ResNet):
+class ResNetBackbone(Backbone, ResNet):  # type: ignore[misc]  # torchvision publishes no types
     """torchvision's ResNet without its pooling and classifier; the parameters keep torchvision's names.
 
     ``feature1`` is the stem after its ReLU, before max-pooling; ``feature2`` … ``feature5`` are the four stages.
     """
 
     layers = LAYERS
+    bn1: nn.Module
+    relu: nn.Module
+    maxpool: nn.Module
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
     pair_layer = "feature5"
     stages = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 

@@ -1,4 +1,4 @@
-"""The card: everything the library knows of one model, as one frozen record that is also the file beside its weights."""
+"""The card: everything the library knows of one model, a frozen record and the file beside its weights."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
 
 
 def weights_folder() -> Path:
-    """Return the folder of the cards and the weights that ship: inside an installed package, or the repository's own."""
+    """Return the folder of the cards and the shipped weights: inside an installed package, or the repository's."""
     package = Path(__file__).resolve().parent
     installed = package / "weights"
     return installed if installed.is_dir() else package.parent / "weights"

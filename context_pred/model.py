@@ -171,7 +171,7 @@ class ContextPredictionModel(
         Raises:
             WeightsError: a key is missing, extra or mis-shaped; all are named.
         """
-        made = {"pair_layers": card.pair_layers, "neck_channels": card.neck_channels}
+        made: dict[str, Any] = {"pair_layers": card.pair_layers, "neck_channels": card.neck_channels}
         if state_dict is None:
             model = cls(card.backbone, in_channels=in_channels or card.in_channels, **made)
         else:
@@ -315,8 +315,8 @@ class ContextPredictionModel(
     def _pairs(self, pairs: PatchPairs) -> Tensor:
         self._check(pairs.patches, "pairs.patches")
         if self.training:
-            neighbor, of_neighbor = pairs.neighbor.unique(return_inverse=True)
-            center, of_center = pairs.center.unique(return_inverse=True)
+            neighbor, of_neighbor = torch.unique(pairs.neighbor, return_inverse=True)
+            center, of_center = torch.unique(pairs.center, return_inverse=True)
             if not bool(torch.isin(neighbor, center).any()):
                 n = self._vectors(pairs.patches[neighbor], repeats=len(pairs) / max(len(neighbor), 1))
                 c = self._vectors(pairs.patches[center], repeats=len(pairs) / max(len(center), 1))
@@ -424,7 +424,7 @@ class ContextPredictionModel(
         card.write(save_directory / CARD_FILE)
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]  # the mixin passes keywords only, and names change with the hub
+    def _from_pretrained(
         cls,
         *,
         model_id: str,

@@ -17,7 +17,7 @@ GRID = dict(zip(LAYERS, (12, 6, 4, 3, 2), strict=True))
 """Cells a side of the "grid" pooling, for about 9,000 values a layer of a ResNet-50 (mmselfsup's ``MultiPooling``)."""
 
 GRID_WINDOWS = dict(zip(LAYERS, ((10, 10, 4), (16, 8, 0), (13, 5, 0), (8, 3, 0), (6, 1, 0)), strict=True))
-"""(kernel, stride, padding) of mmselfsup's ``MultiPooling``, for a ResNet at 224 px; padding zeros count in the mean."""
+"""(kernel, stride, padding) of mmselfsup's ``MultiPooling``, for a ResNet at 224 px; padding zeros are counted."""
 
 GRID_SIDES = dict(zip(LAYERS, (112, 56, 28, 14, 7), strict=True))
 

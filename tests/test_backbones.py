@@ -72,7 +72,8 @@ class BackboneContract:
             found = backbone(self.images(), last)
         for handle in handles:
             handle.remove()
-        assert ran == [] and tuple(found) == (last,)
+        assert ran == []
+        assert tuple(found) == (last,)
 
     def test_layers_come_in_the_backbones_order_and_equal_those_of_a_full_run(self, backbone):
         with torch.no_grad():
@@ -196,7 +197,8 @@ def test_resnet_features_are_torchvisions():
     theirs = torchvision.models.resnet18(weights=None).eval()
     ours = build_backbone("resnet18").eval()
     missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
-    assert missing == [] and sorted(unexpected) == ["fc.bias", "fc.weight"]
+    assert missing == []
+    assert sorted(unexpected) == ["fc.bias", "fc.weight"]
     images = torch.randn(1, 3, 64, 64)
     nodes = {"relu": "feature1", "layer1": "feature2", "layer4": "feature5"}
     reference = create_feature_extractor(theirs, nodes)

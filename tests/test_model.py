@@ -158,7 +158,9 @@ class TestPairs:
 
     def test_a_backbone_alone_compares_nothing(self):
         model = ContextPredictionModel("resnet18", pair_layers=False)
-        assert model.neck is None and model.head is None and "neck=None" in repr(model)
+        assert model.neck is None
+        assert model.head is None
+        assert "neck=None" in repr(model)
         with pytest.raises(InvalidInputError, match="backbone alone"):
             model(sample())
 
@@ -205,9 +207,11 @@ class TestFreeze:
 
     def test_thawing(self, model):
         model.freeze(4).freeze(0).train()
-        assert model.backbone.layer1.training and not model.backbone.bn1.training
+        assert model.backbone.layer1.training
+        assert not model.backbone.bn1.training
         model.freeze(-1)
-        assert all(p.requires_grad for p in model.parameters()) and model.backbone.bn1.training
+        assert all(p.requires_grad for p in model.parameters())
+        assert model.backbone.bn1.training
 
     @pytest.mark.parametrize("stages", [5, -2, 1.0, True, "layer1"])
     def test_no_such_stage(self, model, stages):
@@ -224,7 +228,11 @@ class TestLoading:
         state["backbone.conv1.weight"] = torch.zeros(64, 1, 7, 7)
         with pytest.raises(WeightsError) as caught:
             model.load_weights(state)
-        for piece in ("1 missing: neck.fc.bias", "1 extra: head.fc.weight", "conv1.weight is (64, 1, 7, 7), not (64, 3"):
+        for piece in (
+            "1 missing: neck.fc.bias",
+            "1 extra: head.fc.weight",
+            "conv1.weight is (64, 1, 7, 7), not (64, 3",
+        ):
             assert piece in str(caught.value)
         assert torch.equal(model.state_dict()["backbone.conv1.weight"], before)
 
@@ -232,12 +240,14 @@ class TestLoading:
         state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
         keys = list(state)
         model.load_weights(state)
-        assert list(state) == keys and {p.dtype for p in model.parameters()} == {torch.float32}
+        assert list(state) == keys
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
         assert state["backbone.conv1.weight"].dtype == torch.float16
 
     def test_from_card_is_in_eval_mode_and_off_the_meta_device(self, model):
         made = ContextPredictionModel.from_card(model.card, model.state_dict())
-        assert not made.training and {t.device.type for t in made.state_dict().values()} == {"cpu"}
+        assert not made.training
+        assert {t.device.type for t in made.state_dict().values()} == {"cpu"}
         pairs = sample()
         with torch.no_grad():
             torch.testing.assert_close(made(pairs), model(pairs), rtol=0, atol=0)
@@ -246,10 +256,9 @@ class TestLoading:
         made = ContextPredictionModel.from_card(model.card, model.state_dict(), in_channels=1)
         grey = torch.rand(1, 1, 64, 64)
         with torch.no_grad():
-            torch.testing.assert_close(
-                made.embed(grey), model.embed(grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5
-            )
-        assert made.card.in_channels == 1 and len(made.transform(torch.rand(3, 64, 64))) == 1
+            torch.testing.assert_close(made.embed(grey), model.embed(grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
+        assert made.card.in_channels == 1
+        assert len(made.transform(torch.rand(3, 64, 64))) == 1
 
 
 class TestSaving:
@@ -282,8 +291,11 @@ class TestSaving:
             torch.testing.assert_close(again(pairs), special(pairs), rtol=0, atol=0)
         assert repr(again.transform) == repr(special.transform)
         assert again.patch_sampler.to_config() == special.patch_sampler.to_config()
-        assert again.card.notes == ("kept",) and again.card.channel_order == "bgr" and not again.training
-        assert again.card.sha256 and again.card.file_size == (tmp_path / "model.safetensors").stat().st_size
+        assert again.card.notes == ("kept",)
+        assert again.card.channel_order == "bgr"
+        assert not again.training
+        assert again.card.sha256
+        assert again.card.file_size == (tmp_path / "model.safetensors").stat().st_size
 
     def test_saving_twice_gives_the_same_bytes(self, special, tmp_path):
         for name in ("a", "b"):

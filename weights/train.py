@@ -100,6 +100,7 @@ def held_out(
 
 
 def main() -> None:
+    """Train, or go on where ``--out`` stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--out", type=Path, required=True)
