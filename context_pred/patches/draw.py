@@ -88,7 +88,7 @@ def _photo(image: Tensor | Image.Image) -> Image.Image:
 def _picture(pixels: Tensor) -> Image.Image:
     if pixels.dtype != torch.uint8:
         pixels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy(), "RGB")
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def _pixels(patches: Tensor, sampler: GridPatchSampler | RandomPairSampler | None) -> list[Image.Image]:
