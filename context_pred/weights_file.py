@@ -8,6 +8,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import safetensors.torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .errors import DigestError, NotCachedError, StorageError, WeightsError
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 22
 
 # The names that the safetensors format gives to the types weights come in.
 _DTYPES = {
@@ -70,16 +71,19 @@ def read_weights(path: str | Path, sha256: str | None = None) -> dict[str, Tenso
 
 
 def _read_hashed(file: Path) -> tuple[bytearray, str]:
-    """Return the file's bytes and their SHA-256; each chunk is hashed while the processor's cache still has it."""
-    with file.open("rb", buffering=0) as handle:
+    """Return the file's bytes and their SHA-256; a second thread hashes what has been read while more is read."""
+    with file.open("rb", buffering=0) as handle, ThreadPoolExecutor(1) as hasher:
         data = bytearray(os.fstat(handle.fileno()).st_size)
         view, done, digest = memoryview(data), 0, hashlib.sha256()
+        hashed: list[Future[None]] = []
         while done < len(data):
             count = handle.readinto(view[done : done + _CHUNK])
             if not count:
                 raise OSError("it became shorter while it was read")
-            digest.update(view[done : done + count])
+            hashed.append(hasher.submit(digest.update, view[done : done + count]))
             done += count
+        for part in hashed:
+            part.result()
     return data, digest.hexdigest()
 
 

@@ -1,7 +1,7 @@
 """The document made from the cards: ``model_zoo.md``.
 
-    python -m context_pred.zoo.document            writes it at the repository's root
-    python -m context_pred.zoo.document --check    exits with 1 where it is not what the cards say
+python -m context_pred.zoo.document            writes it at the repository's root
+python -m context_pred.zoo.document --check    exits with 1 where it is not what the cards say
 """
 
 from __future__ import annotations
