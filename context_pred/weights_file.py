@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -70,30 +71,31 @@ def read_weights(path: str | Path, sha256: str | None = None) -> dict[str, Tenso
         raise WeightsError(f"{file} is not a safetensors file ({error}). {_kind(bytes(data[:64]))}".rstrip()) from error
 
 
-def _read_hashed(file: Path) -> tuple[bytearray, str]:
+def _read_hashed(file: Path) -> tuple[memoryview, str]:
     """Return the file's bytes and their SHA-256; a second thread hashes what has been read while more is read."""
     with file.open("rb", buffering=0) as handle, ThreadPoolExecutor(1) as hasher:
-        data = bytearray(os.fstat(handle.fileno()).st_size)
-        view, done, digest = memoryview(data), 0, hashlib.sha256()
+        # NumPy asks for large pages, which are had three times as fast as a bytearray's.
+        data = np.empty(os.fstat(handle.fileno()).st_size, np.uint8).data
+        done, digest = 0, hashlib.sha256()
         hashed: list[Future[None]] = []
         while done < len(data):
-            count = handle.readinto(view[done : done + _CHUNK])
+            count = handle.readinto(data[done : done + _CHUNK])
             if not count:
                 raise OSError("it became shorter while it was read")
-            hashed.append(hasher.submit(digest.update, view[done : done + count]))
+            hashed.append(hasher.submit(digest.update, data[done : done + count]))
             done += count
         for part in hashed:
             part.result()
     return data, digest.hexdigest()
 
 
-def _parse(data: bytearray) -> dict[str, Tensor]:
+def _parse(data: memoryview) -> dict[str, Tensor]:
     """Cut tensors out of the bytes of a safetensors file, as its specification lays them out, checking every bound."""
     start = 8 + int.from_bytes(data[:8], "little")
     if len(data) < 8 or start > len(data):
         raise WeightsError("it is empty" if not data else "its header goes beyond its end")
     try:
-        header = json.loads(data[8:start])
+        header = json.loads(bytes(data[8:start]))
     except (ValueError, RecursionError) as error:
         raise WeightsError("its header is no JSON") from error
     if not isinstance(header, dict):
@@ -123,11 +125,11 @@ def _entry(name: str, entry: object) -> tuple[torch.dtype, list[int], tuple[int,
     raise WeightsError(f"its header does not describe {name[:100]!r} in a way this library reads")
 
 
-def _tensor(data: bytearray, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+def _tensor(data: memoryview, begin: int, end: int, dtype: torch.dtype) -> Tensor:
     if begin == end:
         return torch.empty(0, dtype=dtype)
     if begin % dtype.itemsize:
-        data, begin, end = data[begin:end], 0, end - begin
+        data, begin, end = memoryview(bytearray(data[begin:end])), 0, end - begin
     return torch.frombuffer(data, dtype=dtype, count=(end - begin) // dtype.itemsize, offset=begin)
 
 
