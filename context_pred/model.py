@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +24,7 @@ from .backbones import (
 )
 from .card import CARD_FILE, WEIGHTS_FILE, Card
 from .errors import InvalidInputError, NotCachedError, WeightsError
+from .hub_readme import PAPER, TAGS, hub_readme
 from .patches import PatchPairs, sampler_from_config
 from .pooling import pool_map
 from .weights_file import read_weights, write_weights
@@ -31,8 +32,6 @@ from .weights_file import read_weights, write_weights
 if TYPE_CHECKING:
     from .data.transforms import EvalTransform
     from .patches import GridPatchSampler, RandomPairSampler
-
-PAPER = "https://arxiv.org/abs/1505.05192"
 
 
 class PairNeck(nn.Module):
@@ -104,9 +103,8 @@ class ContextPredictionModel(
     PyTorchModelHubMixin,
     library_name="context-pred",
     paper_url=PAPER,
-    license="apache-2.0",
     pipeline_tag="image-feature-extraction",
-    tags=["self-supervised", "context-prediction", "relative-location"],
+    tags=TAGS,
 ):
     """A context-prediction model: ``backbone`` and, where pairs can be asked about, ``neck`` and ``head``.
 
@@ -422,6 +420,10 @@ class ContextPredictionModel(
             num_params=sum(p.numel() for p in self.parameters()),
         )
         card.write(save_directory / CARD_FILE)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Make the README.md of a saved model from the card (huggingface-hub's mixin calls this)."""
+        return ModelCard(hub_readme(self.card))
 
     @classmethod
     def _from_pretrained(

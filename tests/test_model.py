@@ -297,6 +297,14 @@ class TestSaving:
         assert again.card.sha256
         assert again.card.file_size == (tmp_path / "model.safetensors").stat().st_size
 
+    def test_the_readme_says_what_the_card_says(self, special, tmp_path):
+        special.card = special.card.replace(description="Of nothing in particular.", license="MIT")
+        special.save_pretrained(tmp_path)
+        text = (tmp_path / "README.md").read_text()
+        for piece in ("license: mit", "library_name: context-pred", "Of nothing in particular.", "BGR", "0.1, 0.2, 0.3"):
+            assert piece in text
+        assert "More Information Needed" not in text
+
     def test_saving_twice_gives_the_same_bytes(self, special, tmp_path):
         for name in ("a", "b"):
             special.save_pretrained(tmp_path / name)

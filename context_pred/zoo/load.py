@@ -111,7 +111,7 @@ def _foreign(
     known = convert.known_card(found.path, sources.check_digest(found))
     converted = convert.convert_checkpoint(found.path, card=known, channel_order=channel_order, label_order=label_order)
     if known is not None:
-        card = known.replace(channel_order=converted.channel_order)
+        card = convert.in_channel_order(known, converted.channel_order)
     else:
         card = converted.card(str(target) if isinstance(target, HubId) else found.path.name)
     return ContextPredictionModel.from_card(card, converted.state_dict, in_channels=in_channels)
