@@ -6,8 +6,9 @@ From the shell, on one machine and one GPU or CPU:
 
 On one node with eight GPUs, and on two nodes (the same command on each, ``photos/`` and the output on a shared disk):
 
-    torchrun --nproc-per-node 8 -m context_pred.cli extract photos/ --out photos.safetensors
-    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:29500 -m context_pred.cli extract photos/ --out …
+    torchrun --nproc-per-node 8 --no-python context-pred extract photos/ --out photos.safetensors
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
+        --no-python context-pred extract photos/ --out photos.safetensors
 
 The images are divided into fixed batches of ``batch_size``, and each rank takes every n-th batch; a damaged image keeps
 its place in the batch. So the file has the same bytes however many ranks wrote it and however often it was stopped.
@@ -140,9 +141,9 @@ def run(
 def _loaded(model: ContextPredictionModel | str | Path) -> ContextPredictionModel:
     if not isinstance(model, (str, os.PathLike)):
         return model
-    from context_pred.zoo import load_pretrained  # a name is the one thing for which extraction needs the zoo above it
+    import context_pred  # the zoo stands above extraction, so it is asked through the front door and only for a name
 
-    return load_pretrained(str(model))
+    return context_pred.load_pretrained(str(model))
 
 
 def _digest_of(model: ContextPredictionModel) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from context_pred.data import images
@@ -63,6 +64,7 @@ class Loader:
                 pixels = self._empty(len(paths))
                 yield Loaded(number, pixels, [self._open(path, slot) for path, slot in zip(paths, pixels, strict=True)])
             return
+        Image.init()  # Pillow registers its formats at the first need, and two threads would disturb each other
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="context-pred-open")
         coming: deque[tuple[int, Tensor, list[Future[dict[str, Any]]]]] = deque()
         try:
