@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from .errors import InvalidInputError, unknown
+from .errors import InvalidInputError, UnknownNameError, unknown
 
 LAYERS = ("feature1", "feature2", "feature3", "feature4", "feature5")
 
@@ -78,12 +78,17 @@ class Backbone(nn.Module):
             raise InvalidInputError(f"No layer asked for; accepted: {', '.join(self.layers)}.")
         for name in asked:
             if name not in self.layers:
-                raise unknown("layer", _meant(name), self.layers)
+                if _meant(name) in self.layers:
+                    accepted = ", ".join(self.layers)
+                    raise UnknownNameError(
+                        f"Unknown layer {name!r}. Did you mean {_meant(name)!r}? Accepted: {accepted}."
+                    )
+                raise unknown("layer", name, self.layers)
         return tuple(name for name in self.layers if name in asked)
 
 
 def _meant(name: object) -> str:
-    """Translate what other libraries call a layer, so that the error can name ours: feat4, layer3, res4."""
+    """Translate what other libraries call a layer, so that the error can name ours: layer3, stage3."""
     text = str(name)
     if text[:-1] in ("layer", "stage") and text[-1:].isdigit():
         return f"feature{int(text[-1]) + 1}"
