@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -426,40 +428,62 @@ class ContextPredictionModel(
         return ModelCard(hub_readme(self.card))
 
     @classmethod
-    def _from_pretrained(
+    def from_pretrained(  # the arguments are huggingface-hub's
         cls,
+        pretrained_model_name_or_path: str | Path,
         *,
-        model_id: str,
         revision: str | None = None,
-        cache_dir: str | Path | None = None,
         force_download: bool = False,
-        local_files_only: bool = False,
         token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
         in_channels: int | None = None,
-        **config: Any,
+        **strange: Any,
     ) -> ContextPredictionModel:
-        """Load a saved folder or a Hub repository, strictly and with its digest checked (the mixin calls this)."""
-        folder = Path(model_id)
-        if not folder.is_dir():
-            folder = _downloaded(
-                model_id,
-                revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
+        """Load what ``save_pretrained`` or ``push_to_hub`` wrote: strictly, its digest checked, in eval mode.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or ``owner/name`` on the Hub.
+            revision: Commit (40 hex digits), branch or tag on the Hub; anything but a commit draws a warning, since
+                what it means can change.
+            force_download: Fetch again although cached.
+            token: For private repositories.
+            cache_dir: In place of the Hub's own cache folder.
+            local_files_only: Ask no server; so does HF_HUB_OFFLINE=1.
+            in_channels: Adapt the stem to images of so many channels.
+
+        Raises:
+            NotCachedError: no such folder, or offline and not cached.
+            DownloadError: the Hub does not give it.
+            DigestError: the weights are not those of the card.
+            WeightsError: a key is missing, extra or mis-shaped, or a file is not what it should be.
+            InvalidInputError: an argument that does not exist.
+        """
+        if strange:
+            raise InvalidInputError(
+                f"from_pretrained does not take {', '.join(strange)}; it takes revision, force_download, token, "
+                "cache_dir, local_files_only and in_channels."
             )
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            fetching = {"force_download": force_download, "token": token, "cache_dir": cache_dir}
+            folder = _downloaded(str(pretrained_model_name_or_path), revision, local_files_only, fetching)
+        wanted: dict[str, Any] = {} if in_channels is None else {"in_channels": in_channels}
+        return super().from_pretrained(folder, **wanted)
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, in_channels: int | None = None, dropout: float | None = None, **_: Any
+    ) -> ContextPredictionModel:
+        """Load a saved folder (huggingface-hub's mixin calls this, with what config.json says)."""
+        folder = Path(model_id)
         if not (folder / CARD_FILE).is_file():
             raise NotCachedError(f"{folder} has no {CARD_FILE}; a folder from save_pretrained has one.")
         card = Card.read(folder / CARD_FILE)
-        known = {"backbone", "pair_layers", "neck_channels", "dropout", "config"}  # what the mixin adds by itself
-        strange = sorted(set(config) - known)
-        if strange:
-            raise InvalidInputError(f"from_pretrained does not take {strange}; it takes in_channels and the Hub's own.")
         state = read_weights(folder / (card.file or WEIGHTS_FILE), card.sha256)
         model = cls.from_card(card, state, in_channels=in_channels)
-        if isinstance(model.neck, PairNeck):
-            model.neck.drop.p = config.get("dropout", model.neck.drop.p)
+        if isinstance(model.neck, PairNeck) and dropout is not None:
+            model.neck.drop.p = dropout
         return model
 
 
@@ -477,15 +501,24 @@ def _untrained_input(backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def _downloaded(model_id: str, revision: str | None, **options: Any) -> Path:
+def _downloaded(model_id: str, revision: str | None, local_files_only: bool, options: dict[str, Any]) -> Path:
     """Fetch a saved model from the Hub and return the folder of the snapshot."""
-    from huggingface_hub import hf_hub_download
+    from .zoo import hub  # above this module; only a model of the Hub needs it
 
-    if revision is None or len(revision) != 40:
-        warnings.warn(
-            f"{model_id} is loaded without a pinned revision and may change; pass revision= with 40 hex digits.",
-            stacklevel=4,
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model_id) or Path(model_id).exists():
+        raise NotCachedError(
+            f"{model_id!r} is no folder, and no 'owner/name' of the Hub. A folder from save_pretrained is taken; "
+            "context_pred.load_pretrained takes names of the zoo and single files too."
         )
-    card = Path(hf_hub_download(model_id, CARD_FILE, revision=revision, **options))
-    hf_hub_download(model_id, Card.read(card).file or WEIGHTS_FILE, revision=card.parent.name, **options)
+    if revision is None or not re.fullmatch("[0-9a-f]{40}", revision):
+        warnings.warn(
+            f"{model_id} is loaded without a pinned revision and may change; pass revision= with the 40 digits of a "
+            "commit.",
+            stacklevel=3,
+        )
+    fetching = hub.Options(local_files_only=local_files_only, **options)
+    card = hub.fetch(model_id, CARD_FILE, revision or "main", fetching)
+    for file in (Card.read(card).file or WEIGHTS_FILE, "config.json"):
+        with contextlib.suppress(hub.NoSuchFileError) if file == "config.json" else contextlib.nullcontext():
+            hub.fetch(model_id, file, card.parent.name, fetching)
     return card.parent
