@@ -301,7 +301,7 @@ class TestSaving:
         special.card = special.card.replace(description="Of nothing in particular.", license="MIT")
         special.save_pretrained(tmp_path)
         text = (tmp_path / "README.md").read_text()
-        for piece in ("license: mit", "library_name: context-pred", "Of nothing in particular.", "BGR", "0.1, 0.2, 0.3"):
+        for piece in ("license: mit", "library_name: context-pred", "Of nothing in particular.", "BGR", "0.1, 0.2"):
             assert piece in text
         assert "More Information Needed" not in text
 
