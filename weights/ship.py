@@ -2,7 +2,7 @@
 
     python weights/evaluate.py --data GroceryStoreDataset --model RUN/model --model random:resnet18 --seeds 0 1 2 \
         --out RUN/grocery.json
-    python weights/ship.py RUN --corpus CORPUS --name resnet18_1xb64-coslr-84e.20261123
+    python weights/ship.py RUN --corpus CORPUS --name resnet18_1xb64-coslr-66e.20261123
 
 writes ``weights/NAME/``: the weights in half precision (batch-norm statistics stay float32) and the card. The plain
 name, without the date, becomes an alias of this card and is taken from the older one of that name.
@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--name", required=True)
+    parser.add_argument("--note", action="append", default=[], help="what else the card must say; may be repeated")
     args = parser.parse_args()
     model = ContextPredictionModel.from_pretrained(args.run / "model")
     plain, date = args.name.rsplit(".", 1)
@@ -135,6 +136,7 @@ def main() -> None:
             f"{inside['GroceryStoreDataset']}; {inside['gcompris categorization.rcc']} pictures of gcompris' "
             f"categorization and {inside['gcompris explore_monuments.rcc']} of its explore_monuments.",
             "Stored in half precision, batch-norm statistics in float32; loaded as float32.",
+            *args.note,
         ),
         metrics=(
             *pretext_metrics(last["held_out"]),

@@ -1,7 +1,7 @@
 """Train the first shipped model: a ResNet-18 with its pair layers, on the corpus of ``weights/corpus.py``.
 
     python weights/corpus.py … --out CORPUS
-    python weights/train.py CORPUS --out RUN --images 300000
+    python weights/train.py CORPUS --out RUN --images 240000
 
 Squares of random scale are taken from each photograph, resized to the sampler's crop, cut into a 3×3 grid, and all 40
 directed pairs of adjacent cells are asked about. ``RUN`` gets ``last.pt`` (a checkpoint: run the command again and it
@@ -104,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=300_000, help="images to see in all")
+    parser.add_argument("--images", type=int, default=240_000, help="images to see in all")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=100, help="steps")
     parser.add_argument("--weight-decay", type=float, default=0.05)
