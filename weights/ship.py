@@ -11,6 +11,7 @@ name, without the date, becomes an alias of this card and is taken from the olde
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 from datetime import datetime
@@ -130,7 +131,7 @@ def main() -> None:
             f"{last['images']:,} squares at random scales in {last['step']:,} steps of {BATCH} ({epochs:.0f} epochs, "
             f"the {free} other photographs {FREE_REPEATS} times each), AdamW 1e-3, weight decay .05, cosine to 0 after "
             f"100 steps of warm-up, bf16 autocast, seed 0.",
-            f"{last['seconds'] / 60:.0f} minutes on one to two cores of a shared CPU with AVX-512 bf16.",
+            f"{last['seconds'] / 60:.0f} minutes on one core of a shared CPU with AVX-512 bf16.",
             f"Training accuracy at the end {100 * last['accuracy']:.1f} % of all 40 pairs (dropout on).",
             f"Of evaluation sets, the corpus holds without their labels: GroceryStoreDataset, "
             f"{inside['GroceryStoreDataset']}; {inside['gcompris categorization.rcc']} pictures of gcompris' "
@@ -138,9 +139,12 @@ def main() -> None:
             "Stored in half precision, batch-norm statistics in float32; loaded as float32.",
             *args.note,
         ),
-        metrics=(
-            *pretext_metrics(last["held_out"]),
-            *grocery_metrics(json.loads((args.run / "grocery.json").read_text())),
+        metrics=tuple(
+            dataclasses.replace(metric, measured_on=args.name)
+            for metric in (
+                *pretext_metrics(last["held_out"]),
+                *grocery_metrics(json.loads((args.run / "grocery.json").read_text())),
+            )
         ),
         aliases=(plain,),
     )
