@@ -39,13 +39,12 @@ def example(line: str) -> str:
 
 def default_model() -> str:
     """Return the plain name of the model that ships with the library."""
-    from .zoo.registry import shipped
+    from .zoo.registry import default_name
 
-    cards = shipped()
-    named = [name for card in cards for name in card.aliases] or [card.name for card in cards]
-    if not named:
+    name = default_name()
+    if name is None:
         raise click.UsageError("No model ships with this installation; name one with --model.")
-    return named[0]
+    return name
 
 
 model_option = click.option(

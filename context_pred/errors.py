@@ -42,6 +42,12 @@ class StorageError(ContextPredError, OSError):
     """A folder that cannot be written to, or a full disk."""
 
 
+def did_you_mean(given: str, accepted: Iterable[str]) -> str:
+    """Return " Did you mean …?" with the names nearest to the given one, or nothing where none is near."""
+    near = difflib.get_close_matches(str(given), list(accepted), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+
+
 def unknown(kind: str, given: str, accepted: Iterable[str]) -> UnknownNameError:
     """Make the error for a name that does not exist: what was given, the nearest names, and all that are accepted.
 
@@ -51,6 +57,5 @@ def unknown(kind: str, given: str, accepted: Iterable[str]) -> UnknownNameError:
         accepted: Every name that would have been accepted.
     """
     names = [str(name) for name in accepted]
-    near = difflib.get_close_matches(str(given), names, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+    hint = did_you_mean(given, names)
     return UnknownNameError(f"Unknown {kind} {given!r}.{hint} Accepted: {', '.join(names) or 'none'}.")

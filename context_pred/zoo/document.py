@@ -107,7 +107,7 @@ def _numbers(metrics: tuple[Metric, ...]) -> list[str]:
         layers, kinds = {m.layer for m in group}, {m.metric for m in group}
         caption, labels = f"{benchmark}, {dataset}", [f"{m.layer}, {m.metric}" for m in group]
         if len(layers) == 1:
-            caption, labels = f"{caption}, {group[0].layer}", [m.metric for m in group]
+            caption, labels = ", ".join(filter(None, (caption, group[0].layer))), [m.metric for m in group]
         elif len(kinds) == 1:
             caption, labels = f"{caption}, {group[0].metric}", [m.layer for m in group]
         measured = f"`{measured_on}`" if measured_on else "not stated"

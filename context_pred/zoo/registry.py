@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from context_pred import card as card_module
@@ -72,15 +71,15 @@ def shipped() -> tuple[Card, ...]:
     return tuple(card for card in cards() if card.file is not None and (folder(card) / card.file).is_file())
 
 
+def default_name() -> str | None:
+    """Return the name of the model that ships, the plain one if it has one; None where none ships."""
+    names = [card.aliases[0] if card.aliases else card.name for card in shipped()]
+    return names[0] if names else None
+
+
 def natural(name: str) -> list[tuple[bool, int, str]]:
     """Return a sort key under which numbers inside names count as numbers."""
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name) if part]
-
-
-def nearest(given: str, accepted: Iterable[str]) -> str:
-    """Return " Did you mean …?" with the names nearest to the given one, or nothing where none is near."""
-    near = difflib.get_close_matches(given, list(accepted), n=3, cutoff=0.6)
-    return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
 
 
 def unknown_model(name: str) -> UnknownNameError:

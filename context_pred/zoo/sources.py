@@ -25,6 +25,7 @@ from context_pred.errors import (
     NotCachedError,
     StorageError,
     WeightsError,
+    did_you_mean,
 )
 
 from . import hub, registry
@@ -82,7 +83,7 @@ def resolve(name_or_path: str | os.PathLike[str], revision: str | None = None) -
     if path.exists():
         return path
     if isinstance(name_or_path, os.PathLike) or _looks_like_path(text):
-        near = registry.nearest(path.name, [p.name for p in path.parent.glob("*")])
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*")])
         raise NotCachedError(
             f"No file or folder {text!r}.{near} Accepted: a path to a model folder (with {CARD_FILE}), a .safetensors "
             "file or a checkpoint; a name of the zoo (context_pred.list_models()); "
@@ -255,10 +256,10 @@ def _absent(card: Card, options: Options, failures: list[Any]) -> NotCachedError
 
 def _other_ways(first: int | None = None) -> str:
     """Name the ways to a model that need no server; numbered from ``first``."""
-    shipped = [card.aliases[0] if card.aliases else card.name for card in registry.shipped()]
+    shipped = registry.default_name()
     ways = ["point to a file: load_pretrained(PATH) reads a checkpoint or a model folder copied from elsewhere"]
     if shipped:
-        ways.append(f"use a model that ships with the library: load_pretrained({shipped[0]!r})")
+        ways.append(f"use a model that ships with the library: load_pretrained({shipped!r})")
     if first is None:
         return f"Otherwise {', or '.join(ways)}."
     return "; ".join(f"({first + i}) {way}" for i, way in enumerate(ways)) + "."
