@@ -34,12 +34,17 @@ Work = Callable[[], object]
 
 
 def alternating(contenders: dict[str, Work], rounds: int) -> dict[str, list[float]]:
-    """Run every contender once a round, in turn; return the seconds of each. One round before is not counted."""
+    """Run every contender once a round; return the seconds of each. One round before is not counted.
+
+    Each round begins with another contender, so that no one always follows the same.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
     for number in range(rounds + 1):
-        for name, work in contenders.items():
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
             start = time.perf_counter()
-            work()
+            contenders[name]()
             if number:
                 seconds[name].append(time.perf_counter() - start)
     return seconds

@@ -5,6 +5,7 @@ A new backbone is one class and one line in ``BACKBONES``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from .errors import InvalidInputError, UnknownNameError, unknown
+from .folding import folded, folded_block, folds
 
 LAYERS = ("feature1", "feature2", "feature3", "feature4", "feature5")
 
@@ -132,14 +134,15 @@ class ResNetBackbone(Backbone, ResNet):  # type: ignore[misc]  # torchvision pub
         """Return the layers asked for (None: all five) as {name: (N, C, H/stride, W/stride)}; run nothing deeper."""
         asked = self.chosen(layers)
         found: dict[str, Tensor] = {}
-        x = self.relu(self.bn1(self.conv1(x)))
+        fold = folds(self, x, RepeatedBatchNorm2d)
+        x = folded(x, self.conv1, self.bn1).relu_() if fold else self.relu(self.bn1(self.conv1(x)))
         if "feature1" in asked:
             found["feature1"] = x
         if asked == ("feature1",):
             return found
         x = self.maxpool(x)
         for name, stage in zip(LAYERS[1:], (self.layer1, self.layer2, self.layer3, self.layer4), strict=True):
-            x = stage(x)
+            x = functools.reduce(folded_block, stage.children(), x) if fold else stage(x)
             if name in asked:
                 found[name] = x
             if name == asked[-1]:

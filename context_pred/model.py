@@ -25,6 +25,7 @@ from .backbones import (
 from .card import CARD_FILE, WEIGHTS_FILE, Card
 from .errors import InvalidInputError, NotCachedError, WeightsError
 from .hub_readme import PAPER, TAGS, hub_readme
+from .outline import outline
 from .pair_layers import ContextNetNeck, PairNeck, PositionHead
 from .patches import PatchPairs, sampler_from_config
 from .pooling import pool_map
@@ -110,7 +111,7 @@ class ContextPredictionModel(
         if state_dict is None:
             model = cls(card.backbone, in_channels=in_channels or card.in_channels, **made)
         else:
-            with torch.device("meta"):  # no memory, and no random numbers drawn for what is overwritten at once
+            with outline():
                 model = cls(card.backbone, in_channels=card.in_channels, **made)
             model.load_weights(state_dict, assign=True)
             if in_channels is not None and in_channels != card.in_channels:
@@ -122,7 +123,7 @@ class ContextPredictionModel(
         """Return the same weights for another number of input channels."""
         state = self.state_dict()
         state["backbone.conv1.weight"] = adapt_stem(state["backbone.conv1.weight"], in_channels)
-        with torch.device("meta"):
+        with outline():
             model = type(self)(self.card.backbone, in_channels=in_channels, **made)
         model.load_weights(state, assign=True)
         return model
