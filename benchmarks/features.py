@@ -109,7 +109,7 @@ def stopping_early(model: ContextPredictionModel, rounds: int) -> None:
     print('features(layers=["feature3"]), eager')
     for batch in (1, 16):
         images = torch.randn(batch, 3, 224, 224).contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(cut(images), model.features(images, ["feature3"])["feature3"])
+        torch.testing.assert_close(cut(images), model.features(images, ["feature3"])["feature3"], rtol=1e-3, atol=1e-3)
         works: dict[str, Callable[[], object]] = {
             "by hand": lambda x=images: cut(x),
             "ours": lambda x=images: model.features(x, ["feature3"]),
