@@ -155,8 +155,7 @@ class ContextNetBackbone(Backbone):
 
     fc6 is a 3×3 convolution without padding, so that a 96 px patch gives (N, 4096, 1, 1) and a larger image a map.
     Pooling is Caffe's (ceil mode); local response normalisation follows pool1 and pool2; conv3–conv5 and fc6 have
-    batch norm without scale and shift. Source: deepcontext, ``train.py`` (METHOD A3 of this project's notes in
-    docs/design.md); Doersch et al. 2015, Fig. 3.
+    batch norm without scale and shift. Source: deepcontext, ``train.py``; Doersch et al. 2015, Fig. 3.
 
     Args:
         in_channels: Channels of the input.
@@ -247,7 +246,7 @@ BACKBONES: dict[str, Callable[[int], Backbone]] = {
 def build_backbone(name: str, in_channels: int = 3) -> Backbone:
     """Make a backbone with random weights.
 
-    ResNets are initialised as torchvision and OpenMMLab do (Kaiming normal, fan out; METHOD B6), ``contextnet`` as
+    ResNets are initialised as torchvision and OpenMMLab do (Kaiming normal, fan out), ``contextnet`` as
     the released code does (Caffe's Xavier).
 
     Raises:

@@ -208,7 +208,7 @@ class ContextPredictionModel(
             images: (N, C, H, W), floating, as ``transform`` makes them.
             layer: The layer to pool.
             pool: "gap": the mean over positions, (N, C); "grid": (N, C·n·n), n = 12, 6, 4, 3, 2 cells a side for
-                feature1 … feature5 (METHOD C2); "none": the flattened map.
+                feature1 … feature5 (mmselfsup's ``MultiPooling``); "none": the flattened map.
         """
         maps = self.features(images, layer)[layer]
         return pool_map(maps, layer, pool, windows=isinstance(self.backbone, ResNetBackbone)).flatten(1)
@@ -426,7 +426,7 @@ class ContextPredictionModel(
 def _untrained_input(backbone: Backbone) -> dict[str, Any]:
     """What a model with random weights expects: ImageNet's mean and std, or for contextnet its authors' pixels.
 
-    The released models of deepcontext take RGB in 0…255 with the channel means subtracted (METHOD A2).
+    The released models of deepcontext take RGB in 0…255 with the channel means subtracted (its project page).
     """
     if isinstance(backbone, ResNetBackbone):
         return {}

@@ -35,7 +35,10 @@ class PairNeck(nn.Module):
 
 
 class ContextNetNeck(nn.Module):
-    """The paper's fc7 and fc8 over (centre, neighbour) (METHOD A3): fc7 with Caffe's batch norm, fc8 without."""
+    """The paper's fc7 and fc8 over (centre, neighbour): fc7 with Caffe's batch norm, fc8 without.
+
+    Source: deepcontext, ``train.py``; Doersch et al. 2015, Fig. 3.
+    """
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()

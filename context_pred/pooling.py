@@ -29,7 +29,7 @@ def pool_map(features: Tensor, layer: str, pool: str = "gap", *, windows: bool =
         features: (N, C, H, W).
         layer: The layer's name; it decides the cells of "grid".
         pool: "gap": the mean over positions, (N, C). "grid": (N, C, n, n) with n = 12, 6, 4, 3, 2 for feature1 …
-            feature5 (1 for any other layer), through the windows of METHOD C2 where the map has the size a ResNet
+            feature5 (1 for any other layer), through ``MultiPooling``'s windows where the map has the size a ResNet
             gives at 224 px, else adaptively. "none": the map itself.
         windows: False pools adaptively at every size.
 

@@ -170,7 +170,7 @@ class TestContextNet(BackboneContract):
     name, size = "contextnet", 96
 
     def test_sizes_of_the_paper(self, backbone):
-        """pool5 is 3×3 at 96 px and 7×7 at 227 px (METHOD E2), so fc6 gives 1×1 and 5×5."""
+        """pool5 is 3×3 at 96 px and 7×7 at 227 px, so fc6 gives 1×1 and 5×5."""
         for side, pooled in ((96, 3), (227, 7)):
             with torch.no_grad():
                 found = backbone(torch.zeros(1, 3, side, side), ("feature5", "fc6"))

@@ -117,7 +117,7 @@ def test_pools(tmp_path: Path, pool: str, shape: tuple[int, ...]) -> None:
     found = extract.load(tmp_path / "out")[1]["feature4"]
     assert found.shape == shape
     close(found, expected(model, [str(path) for path in images], "feature4", pool))
-    if pool == "grid":  # METHOD C2: windows of 8, 3 apart
+    if pool == "grid":  # MultiPooling: windows of 8, 3 apart
         maps = model.features(torch.stack([model.transform(open_image(path)) for path in images]), "feature4")
         windows = torch.nn.functional.avg_pool2d(maps["feature4"], 8, 3)
         close(found, windows.flatten(1).detach())

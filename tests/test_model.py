@@ -56,7 +56,7 @@ class TestPairs:
             torch.testing.assert_close(model(n, c), model.head.fc_cls(joined), rtol=1e-4, atol=1e-6)
 
     def test_contextnet_joins_centre_first(self):
-        """deepcontext: concat = (first, second) and the label is where the second lies (METHOD A1)."""
+        """deepcontext: concat = (first, second) and the label is where the second lies."""
         torch.manual_seed(0)
         model = ContextPredictionModel("contextnet", neck_channels=8).eval()
         n, c = torch.randn(2, 2, 3, 96, 96).unbind(0)

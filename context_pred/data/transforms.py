@@ -27,7 +27,7 @@ class EvalTransform:
 
     The resizing is bilinear with antialiasing, the longer side truncated to whole pixels: torchvision's
     ``Resize(resize, antialias=True)`` and ``CenterCrop(crop)``, the evaluation preprocessing of the published
-    protocols (METHOD C2, C4). Instances are immutable, can be pickled, and compare by value.
+    protocols (mmselfsup 0.x). Instances are immutable, can be pickled, and compare by value.
 
     Args:
         resize: The shorter side after resizing, in px.

@@ -73,7 +73,8 @@ def run(
             folder ``.parts``. Missing folders are made.
         layers: Layers of the backbone.
         pool: "gap": (rows, C); "grid": (rows, C, n, n) with 12, 6, 4, 3, 2 cells a side for feature1 … feature5 (the
-            windows of METHOD C2 for a ResNet at 224 px, adaptive elsewhere); "none": the maps, (rows, C, H, W).
+            windows of mmselfsup's ``MultiPooling`` for a ResNet at 224 px, adaptive elsewhere); "none": the maps,
+            (rows, C, H, W).
         batch_size: Images a batch.
         workers: Threads that open images; 0: none beside the caller's; None: two beside a network on the CPU, up to
             16 beside any other.

@@ -25,7 +25,7 @@ from .shortcuts import cut_some_gray, luma_mean, luma_pil
 
 @dataclass(frozen=True)
 class GridPreset:
-    """What differs between upstream's versions (METHOD B1).
+    """What differs between upstream's versions.
 
     ``shared_edge``: a cell's box includes its neighbour's first row and column (1.x: cells of 86, 86, 85 px).
     ``grayscale``: how three channels become one ("pil": Pillow's luma; "mean": the truncated mean of 1.x).

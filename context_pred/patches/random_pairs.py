@@ -31,7 +31,7 @@ CAFFE_MEAN = (123 / 255, 117 / 255, 104 / 255)
 
 @dataclass(frozen=True)
 class RandomPairPreset:
-    """What differs between the released code and the paper's text (METHOD A1, A2).
+    """What differs between the released code and the paper's text.
 
     ``layout``: "grids" pairs every patch of a jittered grid with its neighbours, in both directions; "single" draws
     each pair by itself. ``dropping``: the reading of colour dropping. ``resample_first``: down-and-up sampling comes

@@ -29,7 +29,7 @@ from .download import file_sha256
 
 __all__ = ["Converted", "convert", "convert_checkpoint", "in_channel_order", "known_card", "write_model_folder"]
 
-# Label of mmselfsup 1.x → raster position; its own inverse (METHOD B4).
+# Label of mmselfsup 1.x → raster position; its own inverse.
 RASTER_FROM_1X = (0, 3, 5, 1, 6, 2, 4, 7)
 
 # What DataParallel, DistributedDataParallel and torch.compile put before every key.
@@ -310,7 +310,7 @@ def _check_types(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 
 
 def _origin(checkpoint: Checkpoint, bare: bool, card: Card | None) -> _Origin:
-    """Tell from the version, or from the card, in which orders the file is (METHOD section 0, B1, B4)."""
+    """Tell from the version, or from the card, in which orders the file is."""
     meta = checkpoint.meta
     version = str(meta.get("mmselfsup_version", ""))
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])

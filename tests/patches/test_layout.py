@@ -1,4 +1,4 @@
-"""Positions: METHOD's label tables, and which pairs of cells are asked about."""
+"""Positions: the label tables of 0.x and 1.x, and which pairs of cells are asked about."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The authors' sampler: METHOD A1 and A2 by a loop over cells, by geometry and by distribution."""
+"""The authors' sampler: the released code and the paper by a loop over cells, by geometry and by distribution."""
 
 from __future__ import annotations
 

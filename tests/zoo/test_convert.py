@@ -240,7 +240,7 @@ def test_orders_by_version(
 
 
 def test_labels_by_hand(folder: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The two rows of METHOD B4, written out: each position's row of the classifier must end at its raster place."""
+    """The label maps of 0.x and 1.x, written out: each row of the classifier must end at its raster place."""
     theirs, raster = "UL L DL U D UR R DR".split(), "UL U UR L R DL D DR".split()  # noqa: SIM905
     weights = {place: torch.full((NECK,), float(index)).half() for index, place in enumerate(theirs)}
     changed = state | {

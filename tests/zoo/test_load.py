@@ -19,7 +19,7 @@ from context_pred.model import ContextPredictionModel
 from context_pred.zoo import verify
 
 NAME = "resnet18_tiny.1"
-RASTER = [0, 3, 5, 1, 6, 2, 4, 7]  # METHOD B4: 1.x label → raster label
+RASTER = [0, 3, 5, 1, 6, 2, 4, 7]  # 1.x label → raster label
 REPOSITORY = "someone/tiny"
 
 
