@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -129,6 +131,13 @@ class Card:
     def replace(self, **changes: Any) -> Card:
         """Return a copy with some entries changed."""
         return dataclasses.replace(self, **changes)
+
+
+def fit_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Fit a mean or std to another number of channels: averaged for one, repeated in turn for more."""
+    if channels == 1:
+        return (math.fsum(values) / len(values),)
+    return tuple(itertools.islice(itertools.cycle(values), channels))
 
 
 def _build(kind: type, values: Any, where: str) -> Any:

@@ -22,18 +22,18 @@ from .backbones import (
     build_backbone,
     xavier_caffe,
 )
-from .card import CARD_FILE, WEIGHTS_FILE, Card
+from .card import CARD_FILE, WEIGHTS_FILE, Card, fit_channels
 from .errors import InvalidInputError, NotCachedError, WeightsError
 from .hub_readme import PAPER, TAGS, hub_readme
 from .outline import outline
 from .pair_layers import ContextNetNeck, PairNeck, PositionHead
-from .patches import PatchPairs, sampler_from_config
+from .patches import GridPatchSampler, PatchPairs, sampler_from_config
 from .pooling import pool_map
 from .weights_file import read_weights, write_weights
 
 if TYPE_CHECKING:
     from .data.transforms import EvalTransform
-    from .patches import GridPatchSampler, RandomPairSampler
+    from .patches import RandomPairSampler
 
 
 class ContextPredictionModel(
@@ -180,8 +180,12 @@ class ContextPredictionModel(
 
     @property
     def patch_sampler(self) -> GridPatchSampler | RandomPairSampler:
-        """The sampler this model was trained with, from its card."""
-        return sampler_from_config(self.card.patch_sampler)
+        """The sampler this model was trained with, from its card; mean and std fitted to ``in_channels``."""
+        sampler = sampler_from_config(self.card.patch_sampler)
+        if isinstance(sampler, GridPatchSampler) and len(sampler.mean) != self.card.in_channels:
+            fitted = {name: fit_channels(getattr(sampler, name), self.card.in_channels) for name in ("mean", "std")}
+            sampler = sampler_from_config({**sampler.to_config(), **fitted})
+        return sampler
 
     def features(self, images: Tensor, layers: str | Sequence[str] | None = None) -> dict[str, Tensor]:
         """Compute feature maps; no stage deeper than the deepest layer asked for is run.

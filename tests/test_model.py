@@ -188,6 +188,14 @@ class TestFeatures:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             assert model.embed(torch.randn(1, 3, 64, 64)).dtype in (torch.bfloat16, torch.float32)
 
+    def test_the_sampler_fits_other_channels(self):
+        model = ContextPredictionModel("resnet18", in_channels=1, neck_channels=8).eval()
+        pairs = model.patch_sampler(torch.rand(1, 1, 255, 255))
+        assert model.patch_sampler.mean == pytest.approx(((0.485 + 0.456 + 0.406) / 3,))
+        with torch.no_grad():
+            assert model(pairs).shape == (8, 8)
+        assert ContextPredictionModel("resnet18", in_channels=4).patch_sampler.mean == (0.485, 0.456, 0.406, 0.485)
+
 
 class TestFreeze:
     @pytest.mark.parametrize("stages", [-1, 0, 1, 4])

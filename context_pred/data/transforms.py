@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from itertools import cycle, islice
 from typing import Literal
 
 import torch
@@ -12,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from context_pred.card import IMAGENET_MEAN, IMAGENET_STD
+from context_pred.card import IMAGENET_MEAN, IMAGENET_STD, fit_channels
 from context_pred.errors import InvalidInputError, unknown
 
 from .images import to_rgb
@@ -138,10 +136,7 @@ class EvalTransform:
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """mean and std as (C, 1, 1) float32, fitted to ``in_channels``."""
-        mean, std = self.mean, self.std
-        if self.in_channels == 1:
-            mean, std = (math.fsum(mean) / len(mean),), (math.fsum(std) / len(std),)
-        fitted = (tuple(islice(cycle(values), self.in_channels)) for values in (mean, std))
+        fitted = (fit_channels(values, self.in_channels) for values in (self.mean, self.std))
         first, second = (torch.tensor(values, device=device).view(-1, 1, 1) for values in fitted)
         return first, second
 
