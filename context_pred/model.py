@@ -129,7 +129,7 @@ class ContextPredictionModel(
         return model
 
     def load_weights(self, state_dict: Mapping[str, Tensor], *, assign: bool = False) -> None:
-        """Load a whole state dict, strictly; half-precision tensors become float32.
+        """Load a whole state dict, strictly; tensors of another precision take the model's.
 
         Args:
             state_dict: Every key of ``self.state_dict()`` and no other.
@@ -150,10 +150,7 @@ class ContextPredictionModel(
             parts = [("missing", missing), ("extra", extra), ("mis-shaped", wrong)]
             found = "; ".join(f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in parts if keys)
             raise WeightsError(f"The weights do not fit {self.card.backbone}. {found}.")
-        cast = {
-            key: value.to(own[key].dtype if value.dtype != torch.float64 or not assign else value.dtype)
-            for key, value in state_dict.items()
-        }
+        cast = {key: value.to(own[key].dtype) for key, value in state_dict.items()}
         self.load_state_dict(cast, strict=True, assign=assign)
 
     # Looking ----------------------------------------------------------------------------------------------------
