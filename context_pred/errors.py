@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 
 
 class ContextPredError(Exception):
@@ -59,3 +61,14 @@ def unknown(kind: str, given: str, accepted: Iterable[str]) -> UnknownNameError:
     names = [str(name) for name in accepted]
     hint = did_you_mean(given, names)
     return UnknownNameError(f"Unknown {kind} {given!r}.{hint} Accepted: {', '.join(names) or 'none'}.")
+
+
+@contextlib.contextmanager
+def storing(what: str | os.PathLike[str], kept: str = "") -> Iterator[None]:
+    """Turn what the operating system says about a full or read-only disk into a StorageError that names the file."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{what} cannot be written: {error.strerror or error}.{kept}") from error

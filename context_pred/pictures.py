@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageFont
 
-from context_pred.errors import StorageError
+from context_pred.errors import storing
 
 PAPER, INK, FAINT = (255, 255, 255), (32, 32, 32), (214, 214, 214)
 COLORS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233))
@@ -22,7 +22,5 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def save_png(picture: Image.Image, path: str | Path) -> None:
     """Write a picture as PNG; raises StorageError where that fails."""
-    try:
+    with storing(path):
         picture.save(path, format="PNG")
-    except OSError as error:
-        raise StorageError(f"Could not write the picture {path}: {error.strerror or error}.") from error

@@ -25,7 +25,7 @@ from torch import Tensor
 from context_pred import extract
 from context_pred.data.files import find_images
 from context_pred.data.images import open_image
-from context_pred.errors import ImageError, InvalidInputError, StorageError
+from context_pred.errors import ImageError, InvalidInputError, storing
 from context_pred.pictures import COLORS, FAINT, INK, PAPER, font, save_png
 
 if TYPE_CHECKING:
@@ -227,18 +227,14 @@ def _loaded(model: ContextPredictionModel | str | Path) -> ContextPredictionMode
 
 
 def _made(folder: Path) -> Path:
-    try:
+    with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"Could not make the folder {folder}: {error.strerror or error}.") from error
     return folder
 
 
 def _temporary(folder: Path) -> tempfile.TemporaryDirectory[str]:
-    try:
+    with storing(folder):
         return tempfile.TemporaryDirectory(prefix=".features-", dir=folder, ignore_cleanup_errors=True)
-    except OSError as error:
-        raise StorageError(f"Could not write to the folder {folder}: {error.strerror or error}.") from error
 
 
 def _check_found(queries: Sequence[str], bank: Sequence[str], errors: dict[str, str]) -> None:
@@ -266,10 +262,8 @@ def _write_json(result: Neighbors, model: str, layer: str, pool: str, k: int) ->
         ],
         "skipped": result.skipped,
     }
-    try:
+    with storing(result.json):
         result.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"Could not write {result.json}: {error.strerror or error}.") from error
 
 
 def _sheet(result: Neighbors) -> Image.Image:

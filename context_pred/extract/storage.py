@@ -13,7 +13,6 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from context_pred.errors import InvalidInputError, NotCachedError, StorageError
+from context_pred.errors import InvalidInputError, NotCachedError, storing
 
 SUFFIX = ".safetensors"
 SETTINGS = "settings.json"
@@ -94,17 +93,6 @@ class Names:
         if folder == os.path.join(here, self.parts.name):
             return True
         return folder == here and (path.name in (self.out.name, self.index.name) or path in self.shards())
-
-
-@contextmanager
-def storing(what: Path, kept: str = "") -> Iterator[None]:
-    """Turn what the operating system says about a full or read-only disk into a StorageError that names the file."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError(f"{what} cannot be written: {error.strerror or error}.{kept}") from error
 
 
 def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:

@@ -9,16 +9,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from ..card import CARD_FILE, WEIGHTS_FILE, Card
 from ..errors import StorageError
-from ..weights_file import write_weights
-
-SOURCE_FILE = "source.json"
+from ..weights_file import write_weights, writing
+from .sources import SOURCE_FILE
 
 # What a model folder may hold: ours, and what huggingface-hub's mixin writes beside it.
 MODEL_FILES = {CARD_FILE, WEIGHTS_FILE, SOURCE_FILE, "config.json", "README.md"}
@@ -47,7 +46,7 @@ def write_model_folder(
         StorageError: the folder cannot be written, the disk is full, or other files are in it.
     """
     out = Path(os.path.abspath(out))
-    with _writing(out):
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         try:
@@ -73,18 +72,6 @@ def write_model_folder(
 
 def _is_buffer(key: str) -> bool:
     return key.endswith((".running_mean", ".running_var", ".num_batches_tracked"))
-
-
-@contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError(
-            f"Cannot write {out}: {error.strerror or error}. Free some space, or choose another folder."
-        ) from error
 
 
 def _put(new: Path, out: Path) -> None:

@@ -22,15 +22,13 @@ from ..card import CARD_FILE, WEIGHTS_FILE, Card, ChannelOrder, LabelOrder
 from ..errors import DigestError, InvalidInputError, WeightsError, unknown
 from ..model import ContextPredictionModel
 from ..patches.grid import PRESETS
+from ..patches.layout import RASTER_FROM_1X
 from . import registry
 from ._folder import write_model_folder
 from .checkpoints import Checkpoint, read_checkpoint
 from .download import file_sha256
 
 __all__ = ["Converted", "convert", "convert_checkpoint", "in_channel_order", "known_card", "write_model_folder"]
-
-# Label of mmselfsup 1.x → raster position; its own inverse.
-RASTER_FROM_1X = (0, 3, 5, 1, 6, 2, 4, 7)
 
 # What DataParallel, DistributedDataParallel and torch.compile put before every key.
 WRAPPERS = ("module.", "_orig_mod.")
