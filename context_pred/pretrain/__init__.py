@@ -1,0 +1,1 @@
+"""Pretraining: from a folder of unlabelled images and a recipe to a model."""

@@ -1,0 +1,1 @@
+"""The one training loop: steps, distribution, checkpoints, progress."""
