@@ -8,7 +8,7 @@ import torch
 
 def seed(*key: int) -> int:
     """Mix whole numbers from 0 up into one seed of 63 bits; keys of other numbers, order or length give other seeds."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def generator(*key: int) -> torch.Generator:
