@@ -6,6 +6,7 @@ between the versions are options of one class, named by the presets.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -60,6 +61,9 @@ class GridPatchSampler:
         channel_order: "bgr" swaps the channels of the (RGB) input first, as mmselfsup 0.5–0.6 did.
         pairs: "center" asks about the eight neighbours of the centre; "adjacent" about all 40 directed pairs of
             adjacent cells.
+        gap: (lo, hi), px between cells: an integer g is drawn for each image from lo … hi, both included; its cells
+            are (crop − 2 g) // 3 px wide, one every cell + g px. (0, 0) is upstream's; preset "openmmlab-1.x", whose
+            cells overlap, takes no other.
 
     Raises:
         InvalidInputError: an option out of its range.
@@ -77,6 +81,7 @@ class GridPatchSampler:
         std: Sequence[float] | None = None,
         channel_order: ChannelOrder = "rgb",
         pairs: Literal["center", "adjacent"] = "center",
+        gap: tuple[int, int] = (0, 0),
     ) -> None:
         if preset not in PRESETS:
             raise unknown("preset", preset, PRESETS)
@@ -86,6 +91,7 @@ class GridPatchSampler:
             raise unknown("channel order", channel_order, ("rgb", "bgr"))
         if not 0 < patch <= crop // 3:
             raise InvalidInputError(f"patch={patch} does not fit a cell of crop // 3 = {crop // 3} px.")
+        self.gap = _checked_gap(gap, crop, patch, PRESETS[preset].shared_edge)
         if not 0 <= grayscale <= 1:
             raise InvalidInputError(f"grayscale={grayscale} is no probability; accepted: 0 … 1.")
         defaults = PRESETS[preset]
@@ -119,14 +125,8 @@ class GridPatchSampler:
             )
         batch = len(extent)
         crop_at = below(extent - self.crop + 1, generator)  # (B, 2): y, x
-        cell = self.crop // 3
-        step = torch.arange(3) * cell
-        side = torch.full((3,), cell)
-        if PRESETS[self.preset].shared_edge:
-            side = (step + cell).clamp(max=self.crop - 1) - step + 1
-        rooms = torch.cartesian_prod(side, side) - self.patch + 1  # (9, 2): y, x
-        offset = below(rooms.expand(batch, 9, 2), generator)
-        top_left = crop_at[:, None] + torch.cartesian_prod(step, step) + offset
+        corner_of_cell, room = self._cells(batch, generator)
+        top_left = crop_at[:, None] + corner_of_cell + below(room, generator)
         corner = top_left.flip(-1).reshape(-1, 2)
         grey = uniform((batch,), generator) < self.grayscale
         neighbor, center, position = torch.tensor(center_pairs() if self.pairs == "center" else adjacent_pairs()).T
@@ -139,6 +139,22 @@ class GridPatchSampler:
             position=position.repeat(batch),
             grayscale=grey,
         )
+
+    def _cells(self, batch: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Return where the cells start in the crop and how many places a patch has in each, (B or 1, 9, 2) of y, x."""
+        index = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+        lo, hi = self.gap
+        if hi == 0:
+            cell = self.crop // 3
+            start = index * cell
+            if PRESETS[self.preset].shared_edge:
+                side = (start + cell).clamp(max=self.crop - 1) - start + 1
+            else:
+                side = torch.full((9, 2), cell)
+            return start[None], (side - self.patch + 1).expand(batch, 9, 2)
+        gap = lo + below(torch.full((batch, 1, 1), hi - lo + 1), generator)
+        cell_side = (self.crop - 2 * gap) // 3
+        return index * (cell_side + gap), (cell_side - self.patch + 1).expand(batch, 9, 2)
 
     def cut(self, images: Tensor, draw: PatchDraw) -> PatchPairs:
         """Cut the drawn boxes out of the images, on the images' device.
@@ -190,12 +206,34 @@ class GridPatchSampler:
         """Return the sampler as plain values for a card; ``sampler_from_config`` makes it again."""
         names = ("preset", "crop", "patch", "grayscale", "normalize", "mean", "std", "channel_order", "pairs")
         values = {name: getattr(self, name) for name in names}
+        if self.gap != (0, 0):
+            values["gap"] = self.gap
         return {"type": "GridPatchSampler", **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
 
     def __repr__(self) -> str:
         """Show every option."""
         options = ", ".join(f"{name}={value!r}" for name, value in self.to_config().items() if name != "type")
         return f"GridPatchSampler({options})"
+
+
+def _checked_gap(gap: Sequence[int], crop: int, patch: int, shared_edge: bool) -> tuple[int, int]:
+    try:
+        lo, hi = (operator.index(bound) for bound in gap)
+    except (TypeError, ValueError):
+        raise InvalidInputError(f"gap={gap!r} must be two integers, (lo, hi), in px.") from None
+    if not 0 <= lo <= hi:
+        raise InvalidInputError(f"gap=({lo}, {hi}) must be (lo, hi) with 0 <= lo <= hi, in px.")
+    if shared_edge and hi:
+        raise InvalidInputError(
+            f"gap=({lo}, {hi}) contradicts preset='openmmlab-1.x', whose cells share an edge; use 'openmmlab-0.x'."
+        )
+    cell = (crop - 2 * hi) // 3
+    if cell < patch:
+        raise InvalidInputError(
+            f"gap=({lo}, {hi}) leaves cells of (crop − 2·{hi}) // 3 = {cell} px, less than the patch of {patch} px; "
+            f"with crop={crop} the gap can be up to {(crop - 3 * patch) // 2} px."
+        )
+    return lo, hi
 
 
 def _normalized(patches: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
