@@ -28,10 +28,10 @@ import torch
 from context_pred.data.images import WHITE, check_options
 from context_pred.errors import ImageError, InvalidInputError, unknown
 from context_pred.pooling import POOLS
+from context_pred.ranks import joined
 
 from .loading import Loader, usual_workers
 from .network import Network, check_dtype, find_device
-from .ranks import joined
 from .storage import Names, Rows, load
 from .summary import Summary, summarize
 from .work import begin, compute, finish
@@ -122,7 +122,7 @@ def run(
         "shard_rows": shard_rows,
         "transform": repr(model.transform),
     }
-    with joined() as ranks:
+    with joined("What was computed is kept; the same command goes on from there.") as ranks:
         plan = ranks.lead(lambda: begin(images, names, options, overwrite))
         computed, seconds = 0, 0.0
         if not plan.finished:

@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from context_pred.data.files import find_images
 from context_pred.errors import ImageError, InvalidInputError, StorageError
+from context_pred.ranks import Ranks
 
 from .loading import Loader
 from .network import Network
-from .ranks import Ranks
 from .storage import (
     Names,
     assemble,

@@ -1,4 +1,4 @@
-"""The processes that ``torchrun`` started, sharing one extraction."""
+"""The processes that ``torchrun`` started, sharing one extraction or one training."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
 from context_pred.errors import ContextPredError
 
@@ -21,10 +22,16 @@ _PATIENCE = timedelta(days=30)
 
 
 class Ranks:
-    """One process alone, or one of several that talk over gloo (objects only, so any device will do)."""
+    """One process alone, or one of several that talk over gloo (on the CPU, so any device will do).
 
-    def __init__(self, group: Any = None) -> None:
+    Args:
+        group: The gloo group; None for one process.
+        kept: What an error says of the work so far when another rank is lost.
+    """
+
+    def __init__(self, group: Any = None, kept: str = "") -> None:
         self.group = group
+        self.kept = kept
         self.rank = 0 if group is None else dist.get_rank()
         self.count = 1 if group is None else dist.get_world_size()
 
@@ -49,26 +56,47 @@ class Ranks:
         if self.group is not None:
             self._talk(lambda: dist.barrier(group=self.group))
 
+    def total(self, values: Tensor) -> Tensor:
+        """Add up a CPU tensor over the ranks; every rank returns the sum."""
+        if self.group is not None:
+            values = values.clone()
+            self._talk(lambda: dist.all_reduce(values, group=self.group))
+        return values
+
+    def gather(self, item: T) -> list[T]:
+        """Return every rank's item, in the order of the ranks, on every rank."""
+        if self.group is None:
+            return [item]
+        items: list[Any] = [None] * self.count
+        self._talk(lambda: dist.all_gather_object(items, item, group=self.group))
+        return items
+
     def _talk(self, call: Callable[[], Any]) -> None:
         try:
             call()
         except RuntimeError as error:
             raise ContextPredError(
-                f"Rank {self.rank} lost the other {self.count - 1}: one has stopped, and its own message says why. "
-                f"What was computed is kept; the same command goes on from there."
+                f"Rank {self.rank} lost the other {self.count - 1}: one has stopped, and its own message says why."
+                f"{self.kept and ' ' + self.kept}"
             ) from error
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """Join the other ranks where ``torchrun`` (or a process group of the caller's) says there are any."""
+def joined(kept: str = "", backend: str = "gloo") -> Iterator[Ranks]:
+    """Join the other ranks where ``torchrun`` (or a process group of the caller's) says there are any.
+
+    Args:
+        kept: As in ``Ranks``.
+        backend: Of the default process group, which gradients are averaged over: "gloo", or "cpu:gloo,cuda:nccl".
+    """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        yield Ranks(dist.new_group(backend="gloo", timeout=_PATIENCE))
+        yield Ranks(dist.new_group(backend="gloo", timeout=_PATIENCE), kept)
     elif all(name in os.environ for name in _TORCHRUN) and int(os.environ["WORLD_SIZE"]) > 1:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        dist.init_process_group(backend, timeout=_PATIENCE)
         try:
-            yield Ranks(dist.group.WORLD)
+            plain = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=_PATIENCE)
+            yield Ranks(plain, kept)
         finally:
             dist.destroy_process_group()
     else:
-        yield Ranks()
+        yield Ranks(kept=kept)

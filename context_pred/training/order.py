@@ -1,0 +1,68 @@
+"""Which images each step sees: a function of the seed, the epoch and the step, whatever the hardware.
+
+A recipe's global batch is divided into micro-batches of its per-device size, as upstream's over its eight GPUs. Each
+rank computes some of them one after the other; which images a micro-batch holds does not depend on that.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from context_pred.errors import InvalidInputError
+
+from . import keys
+
+
+class Order:
+    """The order of a run's images, epoch after epoch.
+
+    Every epoch is a permutation, keyed by the seed and the epoch and padded from its own start to a multiple of the
+    number of micro-batches a step; micro-batch m takes every so-many-th image from the m-th on, ``per_device`` at a
+    time, the last step of an epoch what is left (mmselfsup's ``DistributedSampler`` with ``drop_last=False``).
+
+    Args:
+        count: Images there are.
+        images: Images a step, over all devices.
+        per_device: Images a micro-batch; divides ``images``.
+        seed: Of the permutations.
+    """
+
+    def __init__(self, count: int, images: int, per_device: int, seed: int) -> None:
+        if count < 1:
+            raise InvalidInputError("No images to train on.")
+        if images % per_device:
+            raise InvalidInputError(f"{images} images a step are no multiple of {per_device} a device.")
+        self.count, self.per_device, self.seed = count, per_device, seed
+        self.micro_batches = images // per_device
+        self._share = -(-count // self.micro_batches)
+        self.steps_per_epoch = -(-self._share // per_device)
+        self._permutation = lru_cache(2)(self._permute)
+
+    def micro_batch(self, step: int, number: int) -> list[tuple[int, int]]:
+        """Return (epoch, image) of micro-batch ``number`` of a step; images are numbered 0 … count − 1."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        mine = self._permutation(epoch)[number :: self.micro_batches]
+        taken = mine[batch * self.per_device : (batch + 1) * self.per_device]
+        return [(epoch, image) for image in taken.tolist()]
+
+    def numbers(self, rank: int, ranks: int) -> range:
+        """Return the numbers of the micro-batches that a rank computes at each step.
+
+        Raises:
+            InvalidInputError: the ranks cannot share the micro-batches evenly.
+        """
+        if self.micro_batches % ranks:
+            fits = [n for n in range(1, self.micro_batches + 1) if self.micro_batches % n == 0]
+            raise InvalidInputError(
+                f"{ranks} processes cannot share {self.micro_batches} micro-batches of {self.per_device} images evenly; "
+                f"start {' or '.join(map(str, fits))}, or change batch.images or batch.per_device."
+            )
+        return range(rank, self.micro_batches, ranks)
+
+    def _permute(self, epoch: int) -> Tensor:
+        order = torch.randperm(self.count, generator=keys.generator(self.seed, epoch))
+        padded = self._share * self.micro_batches
+        return order.repeat(-(-padded // self.count))[:padded]
