@@ -44,6 +44,10 @@ class StorageError(ContextPredError, OSError):
     """A folder that cannot be written to, or a full disk."""
 
 
+class TrainingDivergedError(ContextPredError, RuntimeError):
+    """A training run whose loss is no number any more, or far worse than guessing."""
+
+
 def did_you_mean(given: str, accepted: Iterable[str]) -> str:
     """Return " Did you mean …?" with the names nearest to the given one, or nothing where none is near."""
     near = difflib.get_close_matches(str(given), list(accepted), n=3, cutoff=0.5)
