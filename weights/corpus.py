@@ -3,18 +3,22 @@
     apt-get download gcompris-qt-data ...; dpkg -x gcompris-qt-data_*.deb debs/gcompris-qt-data; ...
     git clone https://github.com/marcusklasson/GroceryStoreDataset
     git clone https://github.com/BuddiesOfBudgie/budgie-backgrounds
-    python weights/corpus.py --debian debs --grocery GroceryStoreDataset --budgie budgie-backgrounds --out CORPUS
+    git clone https://github.com/alexeygrigorev/clothing-dataset
+    python weights/corpus.py --debian debs --grocery GroceryStoreDataset --budgie budgie-backgrounds \
+        --clothing clothing-dataset --exclude weights/corpus_exclude.txt --out CORPUS
 
 `debs` has one folder a package of `PACKAGES` (those that are missing are skipped with a warning). The result is
-`CORPUS/{train,heldout}/{grocery,free}/*.jpg`, RGB, short side at most 352 px (never enlarged), and
-`CORPUS/corpus.json`, which says of every file where it comes from. A minute on two cores.
+`CORPUS/{train,heldout}/{grocery,free,clothing}/*.jpg`, RGB, short side at most 352 px (never enlarged), and
+`CORPUS/corpus.json`, which says of every file where it comes from. Two minutes on two cores.
 
-No label is read. Of GroceryStoreDataset only the train and val lists are taken; the test list is for evaluation.
-Left out: pictures with transparency (outlines of cut-outs give a patch's position away), below 150 px, nearly flat
+No label is read. Of GroceryStoreDataset only the train and val lists are taken; the test list is for evaluation. The
+clothing dataset is taken whole. Left out: pictures with transparency (outlines of cut-outs give a patch's position
+away), below 150 px, and of the free ones (not of the two sets, which are photographs throughout) also nearly flat
 ones, drawings, charts and screenshots as far as `PACKAGES` and `why_not` tell, copies of one picture in other sizes,
 and what `--exclude` names (the photographs in `docs/photos`).
 Held out: ten per cent of the whole photographs, by a hash of the seed and the name; what looks alike, or is numbered
-in one series of free pictures, falls on one side together.
+in one series of free pictures, falls on one side together. With `--clothing` or without, a photograph of the other
+kinds is on the same side: a group of alike ones has its name from them.
 """
 
 from __future__ import annotations
@@ -28,17 +32,16 @@ import json
 import logging
 import multiprocessing
 import re
-import struct
 import subprocess
 import warnings
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from qres import read_qres
 
 log = logging.getLogger("corpus")
 
@@ -90,78 +93,6 @@ PACKAGES = {
 BUDGIE = Source("backgrounds", leave_out="abstract|(valley|waves)-midnight")
 
 
-# --- Qt resource files ------------------------------------------------------------------------------------------------
-
-
-def read_qres(blob: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yields (path, content) of every file in a Qt binary resource file (`*.rcc`), depth first, in stored order.
-
-    Layout, all big-endian (Qt's `qtbase/src/tools/rcc/rcc.cpp` writes it): magic `qres`; u32 version, offsets of the
-    tree, the data and the names, and from version 3 on u32 flags. A node of the tree: u32 name offset, u16 flags, then
-    for a folder (flag 2) u32 number of children and u32 index of the first; for a file u16 territory, u16 language,
-    u32 data offset; from version 2 on u64 time of change. A name: u16 length, u32 hash, UTF-16. Data: u32 length,
-    bytes; with flag 1 those are u32 unpacked length and a zlib stream, with flag 4 a Zstandard frame.
-
-    Raises ValueError for anything that is no such file, or is cut off.
-    """
-    if blob[:4] != b"qres":
-        raise ValueError(f"not a Qt resource file: it starts with {blob[:4]!r}, not with b'qres'")
-    try:
-        version, tree, data, names = struct.unpack_from(">4I", blob, 4)
-        yield from _walk(blob, version, tree, data, names)
-    except (struct.error, zlib.error, RecursionError, UnicodeDecodeError) as error:
-        raise ValueError(f"damaged Qt resource file: {error}") from error
-
-
-def _walk(blob: bytes, version: int, tree: int, data: int, names: int) -> Iterator[tuple[str, bytes]]:
-    node_size = 14 + (8 if version >= 2 else 0)
-
-    def name(offset: int) -> str:
-        (length,) = struct.unpack_from(">H", blob, names + offset)
-        return _slice(blob, names + offset + 6, 2 * length).decode("utf-16-be")
-
-    def visit(index: int, folder: str, depth: int) -> Iterator[tuple[str, bytes]]:
-        at = tree + index * node_size
-        name_offset, flags = struct.unpack_from(">IH", blob, at)
-        path = folder if index == 0 else f"{folder}/{name(name_offset)}"
-        if flags & 2:
-            if depth > 64:
-                raise ValueError("damaged Qt resource file: folders nest without end")
-            count, first = struct.unpack_from(">II", blob, at + 6)
-            for child in range(first, first + count):
-                yield from visit(child, path, depth + 1)
-            return
-        (offset,) = struct.unpack_from(">I", blob, at + 10)
-        (length,) = struct.unpack_from(">I", blob, data + offset)
-        content = _slice(blob, data + offset + 4, length)
-        if flags & 1:
-            content = zlib.decompress(content[4:])
-        elif flags & 4:
-            content = _zstd(content)
-        yield path, content
-
-    yield from visit(0, "", 0)
-
-
-def _slice(blob: bytes, start: int, length: int) -> bytes:
-    part = blob[start : start + length]
-    if len(part) != length:
-        raise ValueError(f"damaged Qt resource file: {length} bytes wanted at {start}, it has {len(blob)}")
-    return part
-
-
-def _zstd(content: bytes) -> bytes:
-    try:
-        from compression import zstd  # type: ignore[import-not-found, unused-ignore]  # Python 3.14
-    except ImportError:
-        try:
-            import zstandard  # type: ignore[import-not-found, unused-ignore]
-        except ImportError:
-            raise ValueError("a block packed with Zstandard needs `pip install zstandard`") from None
-        return bytes(zstandard.ZstdDecompressor().decompressobj().decompress(content))
-    return bytes(zstd.decompress(content))
-
-
 # --- finding ----------------------------------------------------------------------------------------------------------
 
 
@@ -169,7 +100,7 @@ def _zstd(content: bytes) -> bytes:
 class Picture:
     """A picture to be looked at: `member` is its path inside a resource file, empty for a plain file."""
 
-    kind: str  # "grocery" or "free"
+    kind: str  # "grocery", "free" or "clothing"
     origin: str  # package or repository
     path: str  # below the origin's root
     member: str = ""
@@ -207,6 +138,12 @@ def find_grocery(root: Path) -> list[Picture]:
     lists = [root / "dataset" / name for name in ("train.txt", "val.txt")]
     lines = [line for path in lists for line in path.read_text().splitlines() if line.strip()]
     return [Picture("grocery", "GroceryStoreDataset", "dataset/" + line.split(",")[0].strip()) for line in lines]
+
+
+def find_clothing(root: Path) -> list[Picture]:
+    """The pictures of the clothing dataset; its table of labels is not opened."""
+    files = sorted((root / "images").glob("*.jpg"))
+    return [Picture("clothing", "clothing-dataset", file.relative_to(root).as_posix()) for file in files]
 
 
 # --- looking ----------------------------------------------------------------------------------------------------------
@@ -305,10 +242,10 @@ def series(picture: Picture) -> str:
     """The name of the series a picture belongs to.
 
     A wallpaper's folder holds one motif in several shapes; files that differ in their last number or in a trailing mark
-    (`-dark`, `_left`, `aloeL`) are cuts or takes of one motif. Photographs of the grocery lists stand alone.
+    (`-dark`, `_left`, `aloeL`) are cuts or takes of one motif. Photographs of the other kinds stand alone.
     """
     name = f"{picture.origin}:{picture.member or picture.path}"
-    if picture.kind == "grocery":
+    if picture.kind != "free":
         return name
     if (wallpaper := re.search(r"^.*/wallpapers/[^/]+", name)) is not None:
         return wallpaper.group()
@@ -365,11 +302,13 @@ def split(looked: Sequence[Looked], seed: int, share: float) -> list[bool]:
     if not looked:
         return []
     groups = group_alike([item.print for item in looked], [series(item.picture) for item in looked], ALIKE)
-    names: dict[int, str] = {}
+    # The first name, clothing last: so that these, which joined later, move no other photograph to the other side.
+    names: dict[int, tuple[bool, str]] = {}
     for item, group in zip(looked, groups, strict=True):
-        names[group] = min(names.get(group, item.picture.source), item.picture.source)
+        name = (item.picture.kind == "clothing", item.picture.source)
+        names[group] = min(names.get(group, name), name)
     log.info("%d groups of alike pictures, the largest of %d", len(names), max(Counter(groups).values()))
-    return [is_held_out(names[group], seed, share) for group in groups]
+    return [is_held_out(names[group][1], seed, share) for group in groups]
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------
@@ -448,6 +387,9 @@ def build(args: argparse.Namespace) -> dict[str, object]:
     if args.budgie:
         roots["budgie-backgrounds"] = args.budgie
         pictures += find_free(args.budgie, "budgie-backgrounds", BUDGIE)
+    if args.clothing:
+        roots["clothing-dataset"] = args.clothing
+        pictures += find_clothing(args.clothing)
     log.info("looking at %d pictures", len(pictures))
     with multiprocessing.Pool(args.workers) as pool:
         everything = pool.map(look, [(picture, roots[picture.origin]) for picture in pictures], chunksize=16)
@@ -487,6 +429,7 @@ def main() -> None:
     parser.add_argument("--debian", type=Path, required=True, help="folder with one unpacked Debian package a folder")
     parser.add_argument("--grocery", type=Path, required=True, help="clone of marcusklasson/GroceryStoreDataset")
     parser.add_argument("--budgie", type=Path, help="clone of BuddiesOfBudgie/budgie-backgrounds")
+    parser.add_argument("--clothing", type=Path, help="clone of alexeygrigorev/clothing-dataset")
     parser.add_argument("--exclude", type=Path, help="list of sources to leave out, with what looks like them")
     parser.add_argument("--revision", action="append", default=[], metavar="ORIGIN=COMMIT", help="where no .git tells")
     parser.add_argument("--held-out", type=float, default=0.1, help="share of the photographs held out (default .1)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import io
 import json
 import struct
@@ -10,26 +10,16 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
 SCRIPT = Path(__file__).parents[2] / "weights" / "corpus.py"
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("corpus", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["corpus"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-corpus = _load()
+sys.path.insert(0, str(SCRIPT.parent))
+corpus = importlib.import_module("corpus")
+qres_file = importlib.import_module("qres")
+sys.path.remove(str(SCRIPT.parent))
 
 
 def qres(files: dict[str, bytes], *, version: int = 3, packed: bool = False) -> bytes:
@@ -67,7 +57,7 @@ FILES = {"/a/one.webp": b"first", "/a/b/två.png": b"second" * 50, "/c.txt": b""
 @pytest.mark.parametrize("version", [1, 2, 3])
 @pytest.mark.parametrize("packed", [False, True])
 def test_qres_gives_every_file_back(version: int, packed: bool) -> None:
-    assert dict(corpus.read_qres(qres(FILES, version=version, packed=packed))) == FILES
+    assert dict(qres_file.read_qres(qres(FILES, version=version, packed=packed))) == FILES
 
 
 @pytest.mark.parametrize(
@@ -84,7 +74,7 @@ def test_qres_gives_every_file_back(version: int, packed: bool) -> None:
 )
 def test_damaged_qres_is_a_value_error(blob: bytes, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        list(corpus.read_qres(blob))
+        list(qres_file.read_qres(blob))
 
 
 def photograph(seed: int, size: tuple[int, int] = (240, 200)) -> Image.Image:
@@ -173,6 +163,13 @@ def sources(tmp_path: Path) -> Path:
     rcc = tmp_path / "debs/gcompris-qt-data/usr/share/gcompris-qt/rcc"
     rcc.mkdir(parents=True)
     (rcc / "some.rcc").write_bytes(qres({name: webp(image) for name, image in pictures.items()}))
+    wardrobe = tmp_path / "clothing" / "images"
+    wardrobe.mkdir(parents=True)
+    for i in range(30):
+        (wardrobe / f"a{i}.jpg").write_bytes(jpeg(photograph(200 + i)))
+    for i in range(12):  # each looks like one of the shop, its name sorts before all others
+        (wardrobe / f"0{i}.jpg").write_bytes(jpeg(photograph(i).resize((300, 250)), quality=70))
+    (tmp_path / "clothing" / "images.csv").write_text("image,sender_id,label,kids\n")
     return tmp_path
 
 
@@ -214,6 +211,19 @@ def test_same_seed_same_corpus_and_exclusion_takes_copies_along(sources: Path) -
     assert len(made["files"]) == len(first["files"]) - 1
     sides = {r["source"]: r["split"] for r in first["files"]}
     assert all(sides[r["source"]] == r["split"] for r in made["files"])
+
+
+def test_clothing_joins_and_moves_no_other_photograph(sources: Path) -> None:
+    before = run(sources, sources / "without", "--held-out", "0.3")
+    after = run(sources, sources / "with", "--held-out", "0.3", "--clothing", str(sources / "clothing"))
+    sides = {r["source"]: r["split"] for r in after["files"]}
+    assert sides.items() >= {r["source"]: r["split"] for r in before["files"]}.items()
+    assert after["origins"]["clothing-dataset"]["files"] == len(sides) - len(before["files"]) == 42
+    assert min(after["counts"]["train/clothing"], after["counts"]["heldout/clothing"]) > 0
+    for i in range(12):
+        assert (
+            sides[f"clothing-dataset:images/0{i}.jpg"] == sides[f"GroceryStoreDataset:dataset/train/Apple_{i:03}.jpg"]
+        )
 
 
 def test_look_alikes_fall_on_one_side() -> None:
