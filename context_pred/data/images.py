@@ -5,6 +5,7 @@ Colour profiles are not applied, as in the pipelines the published models were t
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from dataclasses import dataclass
@@ -57,8 +58,9 @@ class Opened:
 
 
 def open_image(
-    path: str | Path,
+    path: str | Path | bytes,
     *,
+    name: str | None = None,
     background: tuple[int, int, int] = WHITE,
     value_range: tuple[float, float] | None = None,
 ) -> Image.Image:
@@ -73,7 +75,8 @@ def open_image(
       is needed.
 
     Args:
-        path: The file.
+        path: The file, or its bytes.
+        name: What errors call the image; None: the path, or "image" for bytes.
         background: Red, green, blue, each 0 … 255, for transparent pixels.
         value_range: (low, high): the values of 16-bit, 32-bit and floating-point files that become 0 and 255; what
             lies beyond is clipped, NaN becomes 0. Files of 8 bits or fewer are not touched by it.
@@ -87,35 +90,55 @@ def open_image(
             the package for HEIC is missing.
         InvalidInputError: ``background`` or ``value_range`` is not what is accepted.
     """
-    return read(path, background=background, value_range=value_range).image
+    return read(path, name=name, background=background, value_range=value_range).image
 
 
 def read(
-    path: str | Path,
+    path: str | Path | bytes,
     *,
+    name: str | None = None,
     background: tuple[int, int, int] = WHITE,
     value_range: tuple[float, float] | None = None,
 ) -> Opened:
     """Do the work of ``open_image`` (same arguments and errors), and tell about 16-bit files too."""
     check_options(background, value_range)
+    source = _Source(path, name or ("image" if isinstance(path, bytes) else str(path)))
     try:
-        with _open(path) as image:
-            return _convert(image, path, background, value_range)
+        with _open(source) as image:
+            return _convert(image, source, background, value_range)
     except ImageError:
         raise
     except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such file") from error
+        raise ImageError(f"{source.name}: no such file") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: {_why_not(path)}") from error
+        raise ImageError(f"{source.name}: {_why_not(source)}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(
-            f"{path}: more pixels than Pillow allows ({error}); raise PIL.Image.MAX_IMAGE_PIXELS to accept it"
+            f"{source.name}: more pixels than Pillow allows ({error}); raise PIL.Image.MAX_IMAGE_PIXELS to accept it"
         ) from error
     except MemoryError as error:
-        raise ImageError(f"{path}: too large for the memory") from error
+        raise ImageError(f"{source.name}: too large for the memory") from error
     # Damaged files make Pillow's decoders raise almost anything: struct.error, SyntaxError, IndexError, zlib.error, …
     except Exception as error:
-        raise ImageError(f"{path}: {_reason(error)}") from error
+        raise ImageError(f"{source.name}: {_reason(error)}") from error
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A path or the bytes of a file, and what errors call it."""
+
+    content: str | Path | bytes
+    name: str
+
+    def file(self) -> str | Path | io.BytesIO:
+        """What Pillow opens, anew at each call."""
+        return io.BytesIO(self.content) if isinstance(self.content, bytes) else self.content
+
+    def start(self) -> bytes:
+        if isinstance(self.content, bytes):
+            return self.content[:12]
+        with open(self.content, "rb") as file:
+            return file.read(12)
 
 
 def check_options(background: tuple[int, int, int], value_range: tuple[float, float] | None) -> None:
@@ -162,26 +185,24 @@ def _some(image: Image.Image | None) -> Image.Image:
     return image
 
 
-def _open(path: str | Path) -> Image.Image:
-    if _is_heif(path):
+def _open(source: _Source) -> Image.Image:
+    if _is_heif(source.start()):
         try:
             import pillow_heif
         except ImportError as error:
-            raise HeifError(f"{path}: HEIC and HEIF files need one more package: {HEIF_INSTALL}") from error
-        heif: Image.Image = pillow_heif.open_heif(path).to_pillow()
+            raise HeifError(f"{source.name}: HEIC and HEIF files need one more package: {HEIF_INSTALL}") from error
+        heif: Image.Image = pillow_heif.open_heif(source.file()).to_pillow()
         return heif
-    return Image.open(path)
+    return Image.open(source.file())
 
 
-def _is_heif(path: str | Path) -> bool:
+def _is_heif(start: bytes) -> bool:
     """Tell by the first bytes: telephones give HEIC files the ending .jpg, too."""
-    with open(path, "rb") as file:
-        start = file.read(12)
     return start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS
 
 
-def _why_not(path: str | Path) -> str:
-    return "empty file" if os.path.getsize(path) == 0 else "not an image, or of a kind that Pillow does not know"
+def _why_not(source: _Source) -> str:
+    return "not an image, or of a kind that Pillow does not know" if source.start() else "empty file"
 
 
 def _reason(error: Exception) -> str:
@@ -191,7 +212,7 @@ def _reason(error: Exception) -> str:
 
 
 def _convert(
-    image: Image.Image, path: str | Path, background: tuple[int, int, int], value_range: tuple[float, float] | None
+    image: Image.Image, source: _Source, background: tuple[int, int, int], value_range: tuple[float, float] | None
 ) -> Opened:
     rawmode = _rawmode(image)
     inverted = image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info
@@ -199,7 +220,7 @@ def _convert(
     sixteen_bit = rawmode in _OTHER_BYTE or image.mode.startswith("I;16") or (image.mode == "I" and _ppm_or_png(image))
     dim = False
     if rawmode in _OTHER_BYTE:
-        values = _both_bytes(image, path, rawmode)
+        values = _both_bytes(image, source, rawmode)
         dim = bool(_colours(values).max() < DIM_BELOW)
         plain = _from_channels(values, image, background, value_range)
     elif image.mode.startswith(("I", "F")):
@@ -207,7 +228,7 @@ def _convert(
         if image.mode.startswith("I;16") and _white_is_zero(image):
             values = 65535 - values
         dim = sixteen_bit and bool(values.max() < DIM_BELOW)
-        plain = _from_grey(values, image, path, background, value_range)
+        plain = _from_grey(values, image, source, background, value_range)
     else:
         # Pillow takes every CMYK JPEG for one of Adobe's, which store the ink inverted; without Adobe's mark they
         # do not.
@@ -231,10 +252,10 @@ def _rawmode(image: Image.Image) -> str:
     return str(modes.pop()) if image.format in ("PNG", "TIFF") and len(modes) == 1 else ""
 
 
-def _both_bytes(high: Image.Image, path: str | Path, rawmode: str) -> NDArray[np.uint16]:
+def _both_bytes(high: Image.Image, source: _Source, rawmode: str) -> NDArray[np.uint16]:
     """Read all 16 bits of a colour file of which Pillow gave the high bytes: (H, W, 2, 3 or 4) uint16."""
     other = _OTHER_BYTE[rawmode]
-    with Image.open(path) as image:
+    with Image.open(source.file()) as image:
         image.tile = [_with_rawmode(tile, other) for tile in image.tile]
         image.load()
         second = np.asarray(image).astype(np.uint16)
@@ -278,7 +299,7 @@ def _from_channels(
 def _from_grey(
     values: NDArray[Any],
     image: Image.Image,
-    path: str | Path,
+    source: _Source,
     background: tuple[int, int, int],
     value_range: tuple[float, float] | None,
 ) -> Image.Image:
@@ -288,7 +309,7 @@ def _from_grey(
         low, high = values.min(), values.max()
         if not (value_range[0] <= low and high <= value_range[1]):  # also where NaN is among them
             raise ImageError(
-                f"{path}: values run from {low:.6g} to {high:.6g}, outside of {value_range[0]:g} … {value_range[1]:g}; "
+                f"{source.name}: values run from {low:.6g} to {high:.6g}, outside of {value_range[0]:g} … {value_range[1]:g}; "
                 f"say what is black and white with value_range=(low, high), or --range LOW HIGH"
             )
     grey = Image.fromarray(_scaled(values, value_range))

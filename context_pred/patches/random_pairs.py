@@ -309,7 +309,12 @@ class RandomPairSampler:
         return f"RandomPairSampler({options})"
 
 
-def draw_size(height: int, width: int, generator: torch.Generator | None = None) -> tuple[int, int]:
+def draw_size(
+    height: int,
+    width: int,
+    generator: torch.Generator | None = None,
+    pixels: tuple[int, int] = (FEWEST_PIXELS, MOST_PIXELS),
+) -> tuple[int, int]:
     """Draw the size that the authors scale a photograph to before they sample it.
 
     A number of pixels T is drawn uniformly from 150,000 … 450,000; each side becomes int(side · √(T / area)).
@@ -318,14 +323,16 @@ def draw_size(height: int, width: int, generator: torch.Generator | None = None)
         height: Of the photograph, in px.
         width: Of the photograph, in px.
         generator: Source of the random number; None is torch's own.
+        pixels: The fewest and the most pixels; the authors' by default.
 
     Returns:
         (height, width); a photograph longer than about 2.5 : 1 can still have a side too short to sample.
     """
     if height < 1 or width < 1:
         raise InvalidInputError(f"A photograph has at least 1×1 px, not {width}×{height}.")
-    pixels = FEWEST_PIXELS + int(below(torch.tensor(MOST_PIXELS - FEWEST_PIXELS + 1), generator))
-    scale = (pixels / (height * width)) ** 0.5
+    fewest, most = pixels
+    target = fewest + int(below(torch.tensor(most - fewest + 1), generator))
+    scale = (target / (height * width)) ** 0.5
     return int(height * scale), int(width * scale)
 
 
