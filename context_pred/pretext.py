@@ -229,7 +229,7 @@ def interval(
         variance = images / (images - 1) * residuals / pairs**2
         # By chance the images can agree better than independent pairs would; that is not counted as knowledge.
         effective = min(p * (1 - p) / variance, pairs) if variance > 0 else pairs
-    return _wilson(p, effective, _student(images - 1) if images > 1 else 1.959964)
+    return _wilson(p, effective, student_t(images - 1) if images > 1 else 1.959964)
 
 
 def _wilson(p: float, n: float, t: float) -> tuple[float, float]:
@@ -238,7 +238,7 @@ def _wilson(p: float, n: float, t: float) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def _student(freedom: int) -> float:
+def student_t(freedom: int) -> float:
     """Return Student's t that 2.5 % exceed, within 1 % from two degrees of freedom on (Abramowitz & Stegun 26.7.5)."""
     z = 1.959964
     terms = (
@@ -305,7 +305,7 @@ def tallied(
     try:
         with torch.no_grad(), torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=low):
             for batch in batches:
-                pairs = _cut(sampler, batch, device, noise)
+                pairs = cut_batch(sampler, batch, device, noise)
                 if len(pairs):
                     pairs = dataclasses.replace(pairs, patches=pairs.patches.to(dtype))
                     tally.add(model(pairs), pairs.position, pairs.image[pairs.center])
@@ -315,9 +315,10 @@ def tallied(
     return tally
 
 
-def _cut(
+def cut_batch(
     sampler: GridPatchSampler | RandomPairSampler | Cutter, batch: Batch, device: torch.device, noise: torch.Generator
 ) -> PatchPairs:
+    """Move a batch's pixels to the device and cut its patches there; ``noise`` is colour dropping's."""
     images: Tensor | list[Tensor]
     if isinstance(batch.images, Tensor):
         images = batch.images.to(device, non_blocking=True)
