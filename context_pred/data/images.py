@@ -6,7 +6,6 @@ Colour profiles are not applied, as in the pipelines the published models were t
 from __future__ import annotations
 
 import io
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -309,8 +308,8 @@ def _from_grey(
         low, high = values.min(), values.max()
         if not (value_range[0] <= low and high <= value_range[1]):  # also where NaN is among them
             raise ImageError(
-                f"{source.name}: values run from {low:.6g} to {high:.6g}, outside of {value_range[0]:g} … {value_range[1]:g}; "
-                f"say what is black and white with value_range=(low, high), or --range LOW HIGH"
+                f"{source.name}: values run from {low:.6g} to {high:.6g}, outside of {value_range[0]:g} … "
+                f"{value_range[1]:g}; say what is black and white with value_range=(low, high), or --range LOW HIGH"
             )
     grey = Image.fromarray(_scaled(values, value_range))
     clear = image.info.get("transparency")

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
+from pathlib import Path
 
-from context_pred.errors import InvalidInputError, unknown
+import torch
+from PIL import Image
+from torch import Tensor
+
+from context_pred.data.decode import Photo
+from context_pred.data.resampling import resize_window
+from context_pred.errors import ImageError, InvalidInputError, unknown
+from context_pred.patches import GridPatchSampler, PatchDraw, RandomPairSampler
+from context_pred.patches._random import below, uniform
+from context_pred.patches.random_pairs import draw_size
+from context_pred.patches.shortcuts import luma_pil
 
 MODES = ("resize", "pixels", "squares")
 
@@ -64,3 +77,151 @@ class ImageOptions:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One image, ready to be cut.
+
+    Attributes:
+        pixels: uint8 (C, H, W), RGB, or grey where the model has one input channel; no more than the boxes need.
+        draw: What the sampler drew; boxes in ``pixels``' coordinates, image indices 0.
+    """
+
+    pixels: Tensor
+    draw: PatchDraw
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be done to a photograph: cut a square (top, left, side) or take it whole; resize to height × width."""
+
+    height: int
+    width: int
+    square: tuple[int, int, int] | None = None
+
+
+class Preparation:
+    """Decode an image, bring it to size, mirror it, draw its patches, and keep the pixels that the patches need.
+
+    Every random number of an image comes from the one generator given, in this order: those of the mode ("pixels": the
+    number of pixels; "squares": the side, then the corner), one for the flip, those of the sampler's ``draw``. The flip
+    is drawn whatever its probability, so that the same boxes come with and without.
+
+    With a ``GridPatchSampler`` the pixels are a window of ``crop`` × ``crop``, so that images stack; with a
+    ``RandomPairSampler`` they are the whole resized image.
+
+    Args:
+        options: The recipe's.
+        sampler: Whose ``draw`` is used.
+        in_channels: 3, or 1: images become grey (Pillow's "L").
+
+    Raises:
+        InvalidInputError: sizes at which the sampler finds no room, another number of channels, squares for a sampler
+            without a crop.
+    """
+
+    def __init__(
+        self, options: ImageOptions, sampler: GridPatchSampler | RandomPairSampler, in_channels: int = 3
+    ) -> None:
+        self.options, self.sampler, self.in_channels = options, sampler, in_channels
+        self.crop = sampler.crop if isinstance(sampler, GridPatchSampler) else None
+        self.least = sampler.crop if isinstance(sampler, GridPatchSampler) else sampler.smallest + 1
+        accepted = (1, 3) if isinstance(sampler, GridPatchSampler) else (3,)
+        if in_channels not in accepted:
+            raise InvalidInputError(
+                f"in_channels={in_channels}; accepted for images from files with a {type(sampler).__name__}: "
+                f"{' or '.join(map(str, accepted))}."
+            )
+        if options.mode == "resize" and options.resize < self.least:
+            raise InvalidInputError(
+                f"resize={options.resize} px leaves the sampler no room; accepted: from {self.least} px up."
+            )
+        if options.mode == "squares" and self.crop is None:
+            raise InvalidInputError(
+                "mode='squares' resizes to a sampler's crop, and RandomPairSampler has none; accepted: "
+                "mode='pixels' or 'resize', or a GridPatchSampler."
+            )
+
+    def __call__(self, source: Path | bytes, generator: torch.Generator, name: str | None = None) -> Prepared:
+        """Prepare one image.
+
+        Args:
+            source: The file, or its bytes.
+            generator: Source of every random number of this image.
+            name: What errors call it.
+
+        Raises:
+            ImageError: a damaged file, or none; or so long a strip that resizing it would take more pixels than Pillow
+                allows an image.
+        """
+        photo = Photo(source, name)
+        plan = self._plan(photo, generator)
+        flip = bool(uniform((), generator) < self.options.flip)
+        draw = self.sampler.draw([(plan.height, plan.width)], generator)
+        window, draw = self._window(plan, draw)
+        left, top, width, height = window
+        taken = (plan.width - left - width if flip else left, top, width, height)
+        pixels = self._pixels(photo, plan, taken, name)
+        if flip:
+            pixels = pixels.flip(-1)
+        if self.in_channels == 1:
+            pixels = luma_pil(pixels)[None]
+        return Prepared(pixels, draw)
+
+    def enlarged(self, height: int, width: int) -> float:
+        """Return by how much an image of this size is enlarged at most; 1 or less where it never is."""
+        options, short = self.options, min(height, width)
+        if options.mode == "resize":
+            return options.resize / short
+        if options.mode == "squares":
+            return self.least / max(1, round(options.squares[0] * short))
+        most = math.sqrt(options.pixels[1] / (height * width))
+        return max(most, self.least / short)
+
+    def _plan(self, photo: Photo, generator: torch.Generator) -> _Plan:
+        height, width = photo.height, photo.width
+        short = min(height, width)
+        options = self.options
+        if options.mode == "squares":
+            low, high = (math.log(share) for share in options.squares)
+            share = math.exp(low + (high - low) * float(uniform((), generator, dtype=torch.float64)))
+            side = min(short, max(1, round(share * short)))
+            top, left = below(torch.tensor([height - side + 1, width - side + 1]), generator).tolist()
+            return _Plan(self.least, self.least, (top, left, side))
+        if options.mode == "pixels":
+            height, width = draw_size(height, width, generator, options.pixels)
+            if min(height, width) < self.least:  # a strip, or few pixels: the short side decides
+                scale = self.least / short
+                height, width = (max(self.least, round(side * scale)) for side in (photo.height, photo.width))
+            return _Plan(height, width)
+        if not options.keep_ratio:
+            return _Plan(options.resize, options.resize)
+        # As torchvision's Resize: the longer side is truncated.
+        target = options.resize
+        return _Plan(target * height // short, target * width // short)
+
+    def _window(self, plan: _Plan, draw: PatchDraw) -> tuple[tuple[int, int, int, int], PatchDraw]:
+        """Choose the (left, top, width, height) that is shipped, and shift the boxes into it."""
+        if self.crop is None:
+            return (0, 0, plan.width, plan.height), draw
+        first = draw.boxes[:, :2].amin(0)
+        corner = torch.minimum(first, torch.tensor([plan.width, plan.height]) - self.crop)
+        left, top = corner.tolist()
+        return (left, top, self.crop, self.crop), dataclasses.replace(draw, boxes=draw.boxes - corner.repeat(2))
+
+    def _pixels(self, photo: Photo, plan: _Plan, window: tuple[int, int, int, int], name: str | None) -> Tensor:
+        most = Image.MAX_IMAGE_PIXELS
+        if most and window[2] * window[3] > most:
+            raise ImageError(
+                f"{name or 'image'}: a strip of {photo.width}×{photo.height} px would become "
+                f"{plan.width}×{plan.height} px, more than PIL.Image.MAX_IMAGE_PIXELS"
+            )
+        if plan.square is None:
+            return resize_window(photo.pixels(), (plan.height, plan.width), window, self.options.antialias)
+        top, left, side = plan.square
+        pixels, divisor = photo.reduced(side // plan.height)
+        side = min(max(1, round(side / divisor)), *pixels.shape[1:])
+        top, left = min(top // divisor, pixels.shape[1] - side), min(left // divisor, pixels.shape[2] - side)
+        square = pixels[:, top : top + side, left : left + side]
+        return resize_window(square, (plan.height, plan.width), window, antialias=True)

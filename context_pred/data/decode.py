@@ -1,0 +1,177 @@
+"""Decoding for training: the size of a photograph first, then its pixels, a JPEG file's by the fastest way there is.
+
+What comes out is what ``context_pred.data.open_image`` gives, as a tensor. JPEG files of 8 bits and one or three
+components go through ``torchvision.io``, or through Pillow at an eighth to a half of the size where that is enough;
+everything else, and every file with which that fails, through ``context_pred.data.images.read``, which also decides
+whether a file is damaged.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from context_pred.errors import ImageError
+
+from . import images
+
+_PLAIN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended and progressive, Huffman-coded
+_OTHER_FRAMES = frozenset({0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)})
+_NO_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
+_APP1, _SCAN, _END = 0xE1, 0xDA, 0xD9
+
+
+class Photo:
+    """An image whose size is known and whose pixels can be had.
+
+    Args:
+        source: The file, or its bytes.
+        name: What errors call it; None: the path, or "image" for bytes.
+
+    Attributes:
+        height: In px, upright.
+        width: In px, upright.
+
+    Raises:
+        ImageError: as ``open_image``.
+    """
+
+    def __init__(self, source: str | Path | bytes, name: str | None = None) -> None:
+        self._name = name or ("image" if isinstance(source, bytes) else str(source))
+        self._data = source if isinstance(source, bytes) else _bytes(source, self._name)
+        self._jpeg = _jpeg(self._data)
+        self._whole: Tensor | None = None
+        if self._jpeg is None:
+            self._whole = self._slowly()
+            self.height, self.width = self._whole.shape[1:]
+        else:
+            self.height, self.width = self._jpeg.upright_size
+
+    def pixels(self) -> Tensor:
+        """Decode at full size: uint8 (3, height, width), RGB, upright; the channels of a pixel side by side in memory.
+
+        Raises:
+            ImageError: the file is damaged.
+        """
+        if self._whole is None and self._jpeg is not None:
+            try:
+                decoded = decode_jpeg(torch.frombuffer(bytearray(self._data), dtype=torch.uint8), ImageReadMode.RGB)
+            except RuntimeError:
+                self._whole = self._slowly()
+            else:
+                self._whole = _upright(decoded, self._jpeg.orientation)
+        elif self._whole is None:
+            self._whole = self._slowly()
+        return self._whole
+
+    def reduced(self, part: int) -> tuple[Tensor, int]:
+        """Decode at a half, a quarter or an eighth of the size: at the smallest that is no less than 1 / ``part``.
+
+        Only plain JPEG files can be decoded so, in a fraction of the time; each pixel is then the mean of a block.
+
+        Returns:
+            (pixels, divisor): as ``pixels``, the sides divided by 1, 2, 4 or 8 and rounded up.
+
+        Raises:
+            ImageError: the file is damaged.
+        """
+        divisor = min(8, 1 << (max(1, part).bit_length() - 1))
+        if self._jpeg is None or self._whole is not None or divisor == 1:
+            return self.pixels(), 1
+        height, width = self._jpeg.stored_size
+        try:
+            with Image.open(io.BytesIO(self._data)) as image:
+                image.draft(None, (max(1, width // divisor), max(1, height // divisor)))
+                plain = image.convert("RGB")
+        except Exception:  # whatever Pillow's decoder raises: the careful way finds the reason, or gets through
+            return self.pixels(), 1
+        if plain.size != (-(-width // divisor), -(-height // divisor)):
+            return self.pixels(), 1
+        return _upright(_tensor(plain), self._jpeg.orientation), divisor
+
+    def _slowly(self) -> Tensor:
+        return _tensor(images.read(self._data, name=self._name).image)
+
+
+@dataclass(frozen=True)
+class _Jpeg:
+    """A plain JPEG file: (height, width) as stored, and EXIF's orientation, 1 … 8."""
+
+    stored_size: tuple[int, int]
+    orientation: int
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        height, width = self.stored_size
+        return (width, height) if self.orientation >= 5 else (height, width)
+
+
+def _bytes(path: str | Path, name: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        images.read(path, name=name)  # puts the reason into words
+        raise ImageError(f"{name}: cannot be read") from None
+
+
+def _jpeg(data: bytes) -> _Jpeg | None:
+    """Read the header of a JPEG file that the fast decoders take; None for every other file."""
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    at, labelled = 2, False
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF or marker in _NO_LENGTH:
+            at += 1 if marker == 0xFF else 2
+            continue
+        if marker in _PLAIN_FRAMES:
+            bits, height, width, components = data[at + 4], _short(data, at + 5), _short(data, at + 7), data[at + 9]
+            most = Image.MAX_IMAGE_PIXELS
+            if bits != 8 or components not in (1, 3) or not height * width or (most and height * width > most):
+                return None
+            # What says the orientation comes before the frame, as cameras write it; Pillow looks there and beyond.
+            orientation = _orientation(data) if labelled or data.find(b"\xff\xe1", at) >= 0 else 1
+            return _Jpeg((height, width), orientation)
+        if marker in _OTHER_FRAMES or marker in (_SCAN, _END):
+            return None
+        labelled = labelled or marker == _APP1
+        at += 2 + _short(data, at + 2)
+    return None
+
+
+def _short(data: bytes, at: int) -> int:
+    return int.from_bytes(data[at : at + 2], "big")
+
+
+def _orientation(data: bytes) -> int:
+    """EXIF's or XMP's, as ``images.read`` finds it."""
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+            warnings.simplefilter("ignore")
+            found = image.getexif().get(0x0112, 1)
+    except Exception:  # damaged EXIF: Pillow raises whatever its parser meets
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _upright(pixels: Tensor, orientation: int) -> Tensor:
+    """Turn stored rows and columns (…, H, W) upright; by the table of the EXIF standard."""
+    if orientation >= 5:
+        pixels = pixels.transpose(-1, -2)
+    flipped = {2: [-1], 3: [-1, -2], 4: [-2], 6: [-1], 7: [-1, -2], 8: [-2]}.get(orientation)
+    if flipped:
+        pixels = pixels.flip(flipped)
+    return pixels if orientation == 1 else pixels.contiguous(memory_format=torch.preserve_format)
