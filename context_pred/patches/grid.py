@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -21,7 +21,7 @@ from context_pred.errors import InvalidInputError, unknown
 from ._random import below, uniform
 from .layout import adjacent_pairs, center_pairs
 from .pairs import PatchDraw, PatchPairs, check_images, cut_boxes
-from .shortcuts import cut_some_gray, luma_mean, luma_pil
+from .shortcuts import blank_outside, blur_chroma, cut_some_gray, draw_apertures, luma_mean, luma_pil
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ PRESETS = {
     "openmmlab-0.x": GridPreset(False, "pil", IMAGENET_MEAN, IMAGENET_STD),
     "openmmlab-1.x": GridPreset(True, "mean", (124 / 255, 117 / 255, 104 / 255), (59 / 255, 58 / 255, 58 / 255)),
 }
+
+UPSTREAM = {"gap": (0, 0), "yoked": False, "aperture": 0.0, "chroma_blur": 0.0}
+"""The options beyond upstream, off. A card names those that are on."""
 
 
 class GridPatchSampler:
@@ -64,6 +67,15 @@ class GridPatchSampler:
         gap: (lo, hi), px between cells: an integer g is drawn for each image from lo … hi, both included; its cells
             are (crop − 2 g) // 3 px wide, one every cell + g px. (0, 0) is upstream's; preset "openmmlab-1.x", whose
             cells overlap, takes no other.
+        yoked: True shifts all nine patches of an image alike inside their cells ("yoked jitter"), so that the offsets
+            between them are always the same; with overlapping cells, as far as the smallest cell allows.
+        aperture: Probability, per patch, that only a square window of it stays, see ``shortcuts.draw_apertures``; the
+            rest is the mean: 0 after the normalisation.
+        chroma_blur: Probability, per image, that its patches' colours are blurred, see ``shortcuts.blur_chroma``.
+            Patches that turn grey have no colours to blur.
+
+    ``yoked``, ``aperture`` and ``chroma_blur`` follow Mundhenk, Ho and Chen, CVPR 2018; ``gap`` and these three are no
+    part of upstream. Whatever is off draws no random number, so the others' draws stay as they are.
 
     Raises:
         InvalidInputError: an option out of its range.
@@ -82,6 +94,9 @@ class GridPatchSampler:
         channel_order: ChannelOrder = "rgb",
         pairs: Literal["center", "adjacent"] = "center",
         gap: tuple[int, int] = (0, 0),
+        yoked: bool = False,
+        aperture: float = 0.0,
+        chroma_blur: float = 0.0,
     ) -> None:
         if preset not in PRESETS:
             raise unknown("preset", preset, PRESETS)
@@ -92,11 +107,13 @@ class GridPatchSampler:
         if not 0 < patch <= crop // 3:
             raise InvalidInputError(f"patch={patch} does not fit a cell of crop // 3 = {crop // 3} px.")
         self.gap = _checked_gap(gap, crop, patch, PRESETS[preset].shared_edge)
-        if not 0 <= grayscale <= 1:
-            raise InvalidInputError(f"grayscale={grayscale} is no probability; accepted: 0 … 1.")
+        for name, chance in (("grayscale", grayscale), ("aperture", aperture), ("chroma_blur", chroma_blur)):
+            if not 0 <= chance <= 1:
+                raise InvalidInputError(f"{name}={chance} is no probability; accepted: 0 … 1.")
         defaults = PRESETS[preset]
         self.crop, self.patch, self.preset = crop, patch, preset
         self.grayscale, self.normalize = grayscale, normalize
+        self.yoked, self.aperture, self.chroma_blur = yoked, aperture, chroma_blur
         self.mean = tuple(defaults.mean if mean is None else mean)
         self.std = tuple(defaults.std if std is None else std)
         if len(self.mean) != len(self.std) or min(self.std) <= 0:
@@ -124,37 +141,29 @@ class GridPatchSampler:
                 f"enlarge it (context_pred.data.transforms.resize) or use a smaller crop."
             )
         batch = len(extent)
-        crop_at = below(extent - self.crop + 1, generator)  # (B, 2): y, x
-        corner_of_cell, room = self._cells(batch, generator)
-        top_left = crop_at[:, None] + corner_of_cell + below(room, generator)
-        corner = top_left.flip(-1).reshape(-1, 2)
+        crop_at = below(extent - (self.crop - 1), generator)  # (B, 2): y, x
+        start, room = _cells(self.crop, self.patch, self.gap, PRESETS[self.preset].shared_edge)
+        if len(start) > 1:
+            drawn = below(torch.full((batch,), len(start)), generator)
+            start, room = start[drawn], room[drawn]
+        shifts = room.amin(1, keepdim=True) if self.yoked else room
+        shift = below(shifts.expand(batch, -1, 2), generator)
+        corner = (crop_at[:, None] + start + shift).flip(-1).reshape(-1, 2)
         grey = uniform((batch,), generator) < self.grayscale
-        neighbor, center, position = torch.tensor(center_pairs() if self.pairs == "center" else adjacent_pairs()).T
-        first = torch.arange(batch)[:, None] * 9
+        aperture = draw_apertures(batch, 9, self.patch, self.aperture, generator) if self.aperture else None
+        blur = uniform((batch,), generator) < self.chroma_blur if self.chroma_blur else None
+        table, nine = _table(self.pairs)
+        neighbor, center, position = (table + nine * torch.arange(batch)[:, None]).flatten(1).unbind()
         return PatchDraw(
             boxes=torch.cat([corner, corner + self.patch], 1),
-            image=torch.arange(batch).repeat_interleave(9),
-            neighbor=(first + neighbor).flatten(),
-            center=(first + center).flatten(),
-            position=position.repeat(batch),
+            image=torch.arange(9 * batch) // 9,
+            neighbor=neighbor,
+            center=center,
+            position=position,
             grayscale=grey,
+            chroma_blur=blur,
+            aperture=aperture,
         )
-
-    def _cells(self, batch: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Return where the cells start in the crop and how many places a patch has in each, (B or 1, 9, 2) of y, x."""
-        index = torch.cartesian_prod(torch.arange(3), torch.arange(3))
-        lo, hi = self.gap
-        if hi == 0:
-            cell = self.crop // 3
-            start = index * cell
-            if PRESETS[self.preset].shared_edge:
-                side = (start + cell).clamp(max=self.crop - 1) - start + 1
-            else:
-                side = torch.full((9, 2), cell)
-            return start[None], (side - self.patch + 1).expand(batch, 9, 2)
-        gap = lo + below(torch.full((batch, 1, 1), hi - lo + 1), generator)
-        cell_side = (self.crop - 2 * gap) // 3
-        return index * (cell_side + gap), (cell_side - self.patch + 1).expand(batch, 9, 2)
 
     def cut(self, images: Tensor, draw: PatchDraw) -> PatchPairs:
         """Cut the drawn boxes out of the images, on the images' device.
@@ -167,22 +176,56 @@ class GridPatchSampler:
             The pairs; patches are float32, or as the input with ``normalize=False``.
         """
         check_images(images)
-        if self.normalize and images.shape[1] != len(self.mean):
+        fitting = images.shape[1] == len(self.mean)
+        if not fitting and (self.normalize or draw.aperture is not None):
             raise InvalidInputError(f"Images of {images.shape[1]} channels, but a mean of {len(self.mean)} values.")
         draw = draw.to(images.device)
-        cut = partial(self._cut, images)
-        if draw.grayscale is not None and images.shape[1] == 3:
-            luma = luma_pil if PRESETS[self.preset].grayscale == "pil" else luma_mean
-            patches = cut_some_gray(cut, draw.boxes, draw.image, draw.grayscale[draw.image], luma)
-        else:
-            patches = cut(draw.boxes, draw.image)
-        if self.normalize:
-            patches = _normalized(patches, self.mean, self.std)
+        patches = self._normalized(self._colored(images, draw))
+        if draw.aperture is not None:
+            patches = blank_outside(patches, draw.aperture, self._blank(patches.dtype))
         return PatchPairs(patches, draw.neighbor, draw.center, draw.position, draw.boxes, draw.image)
+
+    def _colored(self, images: Tensor, draw: PatchDraw) -> Tensor:
+        """Cut the patches, grey or with blurred colours where the draw says so; one channel or five have no colours."""
+        cut = partial(self._cut, images)
+        if images.shape[1] != 3:
+            return cut(draw.boxes, draw.image)
+        if draw.grayscale is None:
+            patches, grey = cut(draw.boxes, draw.image), torch.zeros_like(draw.image, dtype=torch.bool)
+        else:
+            grey = draw.grayscale[draw.image]
+            luma = luma_pil if PRESETS[self.preset].grayscale == "pil" else luma_mean
+            patches = cut_some_gray(cut, draw.boxes, draw.image, grey, luma)
+        if draw.chroma_blur is not None:
+            (blurred,) = torch.nonzero(draw.chroma_blur[draw.image] & ~grey, as_tuple=True)
+            patches = patches.index_copy(0, blurred, blur_chroma(patches[blurred]))
+        return patches
 
     def _cut(self, images: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
         patches = cut_boxes(images, boxes, image)
         return patches.flip(1) if self.channel_order == "bgr" else patches
+
+    def _normalized(self, patches: Tensor) -> Tensor:
+        if not self.normalize:
+            return patches
+        top = 255.0 if patches.dtype == torch.uint8 else 1.0
+        mean, std = (patches.new_tensor(v, dtype=torch.float32).reshape(-1, 1, 1) * top for v in (self.mean, self.std))
+        if patches.requires_grad:
+            return (patches.to(torch.float32) - mean) / std
+        # On a CPU blocks of a few megabytes stay in the cache while they are changed twice.
+        block = (
+            max(1, 2**17 // patches[0, 0].numel()) if len(patches) and patches.device.type == "cpu" else len(patches)
+        )
+        normal = torch.empty(patches.shape, dtype=torch.float32, device=patches.device)
+        for source, target in zip(patches.split(block), normal.split(block), strict=True):
+            target.copy_(source).sub_(mean).div_(std)
+        return normal
+
+    def _blank(self, dtype: torch.dtype) -> list[float]:
+        """Return the mean as a patch of that dtype shows it, one value a channel."""
+        if self.normalize:
+            return [0.0] * len(self.mean)
+        return [round(255 * value) for value in self.mean] if dtype == torch.uint8 else list(self.mean)
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> PatchPairs:
         """Draw and cut: images (B, C, H, W) to pairs. A larger image than ``crop`` is cropped at random."""
@@ -203,11 +246,13 @@ class GridPatchSampler:
         return patches.flip(1) if self.channel_order == "bgr" else patches
 
     def to_config(self) -> dict[str, Any]:
-        """Return the sampler as plain values for a card; ``sampler_from_config`` makes it again."""
+        """Return the sampler as plain values for a card; ``sampler_from_config`` makes it again.
+
+        Options beyond upstream are named only where they are on.
+        """
         names = ("preset", "crop", "patch", "grayscale", "normalize", "mean", "std", "channel_order", "pairs")
         values = {name: getattr(self, name) for name in names}
-        if self.gap != (0, 0):
-            values["gap"] = self.gap
+        values |= {name: getattr(self, name) for name, usual in UPSTREAM.items() if getattr(self, name) != usual}
         return {"type": "GridPatchSampler", **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
 
     def __repr__(self) -> str:
@@ -236,9 +281,23 @@ def _checked_gap(gap: Sequence[int], crop: int, patch: int, shared_edge: bool) -
     return lo, hi
 
 
-def _normalized(patches: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    top = 255.0 if patches.dtype == torch.uint8 else 1.0
-    shape = (1, -1, 1, 1)
-    center = torch.tensor(mean, dtype=torch.float32, device=patches.device).reshape(shape) * top
-    scale = torch.tensor(std, dtype=torch.float32, device=patches.device).reshape(shape) * top
-    return patches.to(torch.float32).sub_(center).div_(scale)
+@cache
+def _cells(crop: int, patch: int, gap: tuple[int, int], shared_edge: bool) -> tuple[Tensor, Tensor]:
+    """Return where the cells start in the crop and how many places a patch has in each, for every gap of the range.
+
+    Both are int64 (hi − lo + 1, 9, 2) of y, x; nobody may change them.
+    """
+    between = torch.arange(gap[0], gap[1] + 1)[:, None]
+    side = ((crop - 2 * between) // 3).expand(-1, 3)
+    start = torch.arange(3) * (side + between)
+    if shared_edge:
+        side = (start + side).clamp(max=crop - 1) - start + 1
+    cell = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    return start[:, cell], (side - patch + 1)[:, cell]
+
+
+@cache
+def _table(pairs: str) -> tuple[Tensor, Tensor]:
+    """Return neighbor, center and position of one image's pairs, (3, 1, M), and what each gains an image, (3, 1, 1)."""
+    table = torch.tensor(center_pairs() if pairs == "center" else adjacent_pairs()).T[:, None].contiguous()
+    return table, torch.tensor([9, 9, 0])[:, None, None]

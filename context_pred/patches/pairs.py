@@ -24,6 +24,9 @@ class PatchDraw:
         center: int64 (M,), index into the K patches.
         position: int64 (M,), 0…7 in raster order: where the neighbour lies, seen from the centre.
         grayscale: bool (B,), which images turn grey, or None where the sampler never does that.
+        chroma_blur: bool (B,), which images have their colours blurred, or None where the sampler never does that.
+        aperture: int64 (K, 4), what stays of each patch (x1, y1, x2, y2, half-open, in px of the patch; the rest is
+            blank), or None where the sampler blanks nothing.
     """
 
     boxes: Tensor
@@ -32,6 +35,8 @@ class PatchDraw:
     center: Tensor
     position: Tensor
     grayscale: Tensor | None = None
+    chroma_blur: Tensor | None = None
+    aperture: Tensor | None = None
 
     def to(self, device: torch.device | str) -> PatchDraw:
         """Return the sample with every tensor on ``device``."""
@@ -146,14 +151,21 @@ def joined(draws: Iterable[PatchDraw]) -> PatchDraw:
     parts = list(draws)
     if not parts:
         raise InvalidInputError("No draws to join.")
-    counts = torch.tensor([len(part.boxes) for part in parts])
-    first = (counts.cumsum(0) - counts).tolist()
-    grey = [part.grayscale for part in parts if part.grayscale is not None]
+    patches = torch.tensor([len(part.boxes) for part in parts])
+    pairs = torch.tensor([len(part.position) for part in parts])
+    first = (patches.cumsum(0) - patches).repeat_interleave(pairs)
     return PatchDraw(
         boxes=torch.cat([part.boxes for part in parts]),
-        image=torch.cat([part.image + i for i, part in enumerate(parts)]),
-        neighbor=torch.cat([part.neighbor + start for part, start in zip(parts, first, strict=True)]),
-        center=torch.cat([part.center + start for part, start in zip(parts, first, strict=True)]),
+        image=torch.cat([part.image for part in parts]) + torch.arange(len(parts)).repeat_interleave(patches),
+        neighbor=torch.cat([part.neighbor for part in parts]) + first,
+        center=torch.cat([part.center for part in parts]) + first,
         position=torch.cat([part.position for part in parts]),
-        grayscale=torch.cat(grey) if len(grey) == len(parts) else None,
+        grayscale=_cat([part.grayscale for part in parts]),
+        chroma_blur=_cat([part.chroma_blur for part in parts]),
+        aperture=_cat([part.aperture for part in parts]),
     )
+
+
+def _cat(parts: list[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if len(there) == len(parts) else None

@@ -1,17 +1,18 @@
 """What keeps a network from solving the pretext task by a shortcut: colour, and the look of single pixels.
 
-Chromatic aberration tells where in the lens a patch was seen, so colour is dropped, projected away or turned grey;
-down-and-up sampling hides the pixel lattice. Every function takes a batch of patches, works on the patches' device
-without a loop over them, and draws from the ``torch.Generator`` given. Patches are uint8 (0…255) or floating (0…1);
-where a function turns uint8 into floats, they are value / 255 in float32.
+Chromatic aberration tells where in the lens a patch was seen, so colour is dropped, projected away, turned grey or
+blurred; down-and-up sampling hides the pixel lattice, an aperture the border. Every function takes a batch of patches,
+works on the patches' device without a loop over them, and draws from the ``torch.Generator`` given. Patches are uint8
+(0…255) or floating (0…1); where a function turns uint8 into floats, they are value / 255 in float32.
 
 Sources: Doersch, Gupta, Efros, ICCV 2015, section 3 (dropping, projection, down-sampling); the authors' released code,
-cdoersch/deepcontext at 5307282 (the other reading of dropping); Pillow's "L" and mmcv's RandomGrayscale (grey).
+cdoersch/deepcontext at 5307282 (the other reading of dropping); Pillow's "L" and mmcv's RandomGrayscale (grey);
+Mundhenk, Ho, Chen, CVPR 2018, and the code they released, LLNL/selfsupervised at f5e05b6 (chroma blurring, aperture).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from context_pred.errors import InvalidInputError, unknown
 
-from ._random import normal, uniform
+from ._random import below, normal, uniform
 
 Dropping = Literal["code", "paper"]
 
@@ -31,6 +32,12 @@ SMALLEST_SIDE = 10
 
 CODE_RMS = 50.0
 """The root mean square that the released code scales every colour-dropped patch to."""
+
+LUMA = (0.299, 0.587, 0.114)
+"""Red's, green's and blue's share of Pillow's luma."""
+
+CHROMA_SIGMA = 1 / 16
+"""Standard deviation of the chroma blur as a share of the patch's side: 6 px of 96, 4 px of 64."""
 
 
 def grayscale_pil(patches: Tensor) -> Tensor:
@@ -54,7 +61,7 @@ def luma_pil(patches: Tensor) -> Tensor:
     """Compute the one channel of ``grayscale_pil``: (…, 3, H, W) to (…, H, W), the same dtype."""
     red, green, blue = patches.unbind(-3)
     if patches.dtype != torch.uint8:
-        return 0.299 * red + 0.587 * green + 0.114 * blue
+        return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     luma = red.to(torch.int32).mul_(19595).add_(green, alpha=38470).add_(blue, alpha=7471).add_(32768)
     return luma.bitwise_right_shift_(16).to(torch.uint8)
 
@@ -183,6 +190,101 @@ def drop_colors(patches: Tensor, reading: Dropping = "code", generator: torch.Ge
     spread = kept.std((-2, -1), keepdim=True, correction=0) / 100.0
     dropped = normal(tuple(values.shape), generator, values.device, values.dtype).mul_(spread)
     return dropped.scatter_(1, at, kept)
+
+
+def blur_chroma(patches: Tensor, sigma: float = CHROMA_SIGMA) -> Tensor:
+    """Blur the colours of patches and keep their luma, so that fringes of colour lose their place ("chroma blurring").
+
+    Each patch is split into Pillow's luma Y and the differences R − Y and B − Y (BT.601's axes, unscaled). Both
+    differences become Gaussian means over the patch, the weights normalised inside it, and join Y again; green follows
+    from Y. So a patch depends on no pixel beyond its border, one of a single colour stays as it is, and a grey one too.
+
+    Mundhenk, Ho and Chen (CVPR 2018) blur a and b of Lab in patches they prepared beforehand; their code does not
+    contain that step. The axes, the Gaussian and its width are ours.
+
+    Args:
+        patches: (…, 3, H, W), RGB; uint8 or floating.
+        sigma: Standard deviation of the Gaussian, as a share of the shorter side; above 0.
+
+    Returns:
+        The same shape and dtype, clamped to 0…255 or 0…1; uint8 is rounded.
+
+    Raises:
+        InvalidInputError: not three channels, another dtype, or a sigma that is not above 0.
+    """
+    _check(patches)
+    if not sigma > 0:
+        raise InvalidInputError(f"sigma={sigma} is no width of a blur; accepted: above 0, as a share of the side.")
+    values = patches if patches.dtype == torch.float64 else patches.to(torch.float32)
+    rows, columns = patches.shape[-2:]
+    width = sigma * min(rows, columns)
+    down, across = (_gaussian(side, width, values) for side in (rows, columns))
+    luma = luma_pil(values).unsqueeze(-3)
+    difference = down @ (values[..., ::2, :, :] - luma) @ across.mT
+    green = (LUMA[0] * difference[..., :1, :, :] + LUMA[2] * difference[..., 1:, :, :]) / -LUMA[1]
+    red, blue = difference.split(1, -3)
+    mixed = torch.cat([red, green, blue], -3).add_(luma)
+    if patches.dtype == torch.uint8:
+        return mixed.round_().clamp_(0, 255).to(torch.uint8)
+    return mixed.clamp_(0, 1).to(patches.dtype)
+
+
+def _gaussian(side: int, sigma: float, like: Tensor) -> Tensor:
+    """Make the (side, side) matrix that blurs an axis; row i weighs the places by their distance from i, in all 1."""
+    place = torch.arange(side, dtype=like.dtype, device=like.device)
+    return torch.softmax((place - place[:, None]).square() / (-2 * sigma**2), 1)
+
+
+def draw_apertures(
+    images: int, patches: int, patch: int, probability: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw what stays of each patch under a random aperture, for ``blank_outside``.
+
+    As in the code of Mundhenk, Ho and Chen (CVPR 2018) a square of patch − patch // 3 … patch px (of 96 px: 64 … 96)
+    is drawn at random inside the patch, once for all the patches of an image. There two patches of three get it; here
+    each patch does with the given probability.
+
+    Args:
+        images: How many images.
+        patches: How many patches an image has.
+        patch: Side of a patch in px.
+        probability: That a patch gets the aperture of its image; otherwise it stays whole.
+        generator: Source of the random numbers.
+
+    Returns:
+        int64 (images · patches, 4) on the CPU: x1, y1, x2, y2, half-open, in px of the patch.
+    """
+    chosen = uniform((images, patches, 1), generator) < probability
+    smallest = patch - patch // 3
+    side = smallest + below(torch.full((images, 1), patch - smallest + 1), generator)
+    corner = below((patch - side + 1).expand(images, 2), generator)
+    window = torch.cat([corner, corner + side], 1)[:, None]
+    return torch.where(chosen, window, torch.tensor([0, 0, patch, patch])).reshape(-1, 4)
+
+
+def blank_outside(patches: Tensor, window: Tensor, value: Sequence[float]) -> Tensor:
+    """Fill each patch outside its own window with one colour ("aperture").
+
+    Args:
+        patches: (K, C, H, W); any dtype and range.
+        window: int64 (K, 4), x1, y1, x2, y2, half-open, in px of the patch.
+        value: The colour, one number a channel, in the patches' range.
+
+    Returns:
+        The same shape and dtype.
+
+    Raises:
+        InvalidInputError: another number of windows or channels.
+    """
+    if patches.ndim != 4 or window.shape != (len(patches), 4) or len(value) != patches.shape[1]:
+        raise InvalidInputError(
+            f"Patches (K, C, H, W) need windows (K, 4) and a value a channel, not {tuple(patches.shape)}, "
+            f"{tuple(window.shape)} and {len(value)} values."
+        )
+    x1, y1, x2, y2 = window.to(patches.device)[:, :, None].unbind(1)
+    row, column = (torch.arange(side, device=patches.device) for side in patches.shape[-2:])
+    inside = ((row >= y1) & (row < y2))[:, :, None] & ((column >= x1) & (column < x2))[:, None]
+    return torch.where(inside[:, None], patches, patches.new_tensor(value).reshape(-1, 1, 1))
 
 
 def down_and_up(
