@@ -163,6 +163,53 @@ def _source(images: tuple[str, ...]) -> str | list[str]:
     return images[0] if len(images) == 1 else list(images)
 
 
+@main.command(epilog=example("context-pred pretrain photos/ --recipe resnet18_1xb64-coslr-300k --out run"))
+@click.argument("images", nargs=-1, required=True)
+@click.option("--recipe", required=True, metavar="NAME", help="A recipe of the library, or a TOML file; --recipes lists.")
+@click.option("--recipes", is_flag=True, is_eager=True, expose_value=False, callback=lambda c, _, v: _recipes(c, v),
+              help="List the library's recipes and exit.")  # fmt: skip
+@click.option("--out", required=True, metavar="RUN", help="The run's folder; the model is RUN/model.")
+@click.option("--held-out", default=None, metavar="IMAGES", help="Never trained on; they measure the pretext accuracy.")
+@click.option("--init", default=None, metavar="MODEL", help="Start from a model of the zoo, or a path.")
+@click.option("--batch-size", type=click.IntRange(1), default=None, metavar="N",
+              help="Another global batch; the learning rate is scaled in proportion.")  # fmt: skip
+@click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE",
+              help="Another value of one of the recipe's options. May be repeated.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(0), default=None, metavar="N",
+              help="Processes that decode.  [default: as many as there are cores to spare]")  # fmt: skip
+@device_option
+@click.option("--resume", is_flag=True, help="Go on with the run in RUN; begin where there is none.")
+@click.option("--overwrite", is_flag=True, help="Remove what an earlier run wrote into RUN, and begin.")
+@progress_option
+def pretrain(images: tuple[str, ...], recipe: str, settings: tuple[str, ...], **options: Any) -> None:
+    """Train a model on IMAGES (a folder, files, a quoted glob, a list file or tar shards), which need no labels.
+
+    Several GPUs: torchrun --nproc-per-node 8 --no-python context-pred pretrain …; the batch stays the recipe's.
+    """
+    import logging
+
+    from . import pretrain as training
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    parsed = {}
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set {setting}: accepted is SECTION.KEY=VALUE, as in run.seed=1.")
+        parsed[path] = value
+    done = training.run(_source(images), recipe, settings=parsed, **options)
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(done)
+
+
+def _recipes(ctx: click.Context, asked: bool) -> None:
+    if asked:
+        from .pretrain import list_recipes, read_recipe
+
+        _table([(name, read_recipe(name).title) for name in list_recipes()])
+        ctx.exit()
+
+
 @main.command(epilog=example("context-pred neighbors photos/ photos/ --out neighbors"))
 @click.argument("query")
 @click.argument("images")

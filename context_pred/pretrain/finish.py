@@ -1,0 +1,189 @@
+"""What a run leaves behind: the model as the zoo takes it, its figures, sampled pairs, the damaged images, the report."""
+
+from __future__ import annotations
+
+import json
+import time
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from context_pred.card import Metric
+from context_pred.hub_readme import PAPER
+from context_pred.model import ContextPredictionModel
+from context_pred.patches import GridPatchSampler, RandomPairSampler
+from context_pred.pretext import PretextResult, cut_batch
+from context_pred.training import keys
+from context_pred.weights_file import write_bytes
+
+from . import report
+from .loading import load
+
+if TYPE_CHECKING:
+    from .run import Run
+
+SAMPLED = 24
+"""Pairs that the report shows."""
+
+# What a resumed run may change: none of it touches the weights.
+FREE = {"run.evaluate_every", "run.checkpoint_every", "run.keep", "run.damaged_share"}
+
+
+def finish(
+    run: Run, held_out: PretextResult | None, training: PretextResult, *, seconds: float, images_seen: int, steps: int
+) -> None:
+    """Write the finished model, its figures and the report into the run's folder.
+
+    Args:
+        run: The run, its model trained.
+        held_out: The pretext accuracy on held-out images, if there are any.
+        training: The same on training images, dropout off.
+        seconds: Of the whole run.
+        images_seen: Over all epochs.
+        steps: Optimiser steps.
+    """
+    figures = {
+        "held_out": held_out.to_dict() if held_out is not None else None,
+        "training": training.to_dict(),
+        "seconds": seconds,
+        "images_seen": images_seen,
+        "steps": steps,
+    }
+    write_bytes((json.dumps(figures, indent=1) + "\n").encode(), run.folder / "result.json")
+    write_bytes(safetensors.torch.save(_sampled_pairs(run)), run.folder / "samples.safetensors")
+    export(run, held_out, training, seconds=seconds, images_seen=images_seen, steps=steps)
+    report.write(run.folder)
+
+
+def export(
+    run: Run, held_out: PretextResult | None, training: PretextResult, *, seconds: float, images_seen: int, steps: int
+) -> None:
+    """Write ``RUN/model``: safetensors in float32, the card, and what huggingface-hub's mixin adds."""
+    recipe, options = run.recipe, run.recipe.model
+    state = {key: value.float() if value.is_floating_point() else value for key, value in run.model.state_dict().items()}
+    with torch.random.fork_rng(devices=[]):
+        model = ContextPredictionModel(
+            options.backbone,
+            in_channels=options.in_channels,
+            neck_channels=options.neck_channels,
+            dropout=options.dropout,
+        )
+    model.load_weights(state)
+    model.card = model.card.replace(
+        **_input(run.sampler),
+        patch_sampler=run.sampler.to_config(),
+        name=recipe.name,
+        title=recipe.title,
+        description=f"Trained by context prediction with the recipe {recipe.name}.",
+        dataset=f"{len(run.collection):,} unlabelled images",
+        recipe=recipe.name,
+        trained=time.strftime("%Y-%m-%d"),
+        paper=PAPER,
+        notes=(
+            f"{images_seen:,} images in {steps:,} steps of {recipe.batch.images} ({steps / run.order.steps_per_epoch:.1f} "
+            f"epochs), {seconds / 60:.1f} minutes.",
+            *([str(run.started_from)] if run.started_from is not None else []),
+            *run.notes,
+        ),
+        metrics=_metrics(recipe.name, held_out, training),
+    )
+    model.eval().save_pretrained(run.folder / "model")
+
+
+def _input(sampler: GridPatchSampler | RandomPairSampler) -> dict[str, Any]:
+    """Return the preprocessing of whole images that fits what the network was trained on."""
+    if isinstance(sampler, GridPatchSampler):
+        return {"mean": sampler.mean, "std": sampler.std, "channel_order": sampler.channel_order}
+    return {"mean": sampler.mean, "std": (1 / 255,) * 3}  # grey levels, the mean subtracted
+
+
+def _metrics(name: str, held_out: PretextResult | None, training: PretextResult) -> tuple[Metric, ...]:
+    found = [("training images", training)]
+    if held_out is not None:
+        found.insert(0, ("held-out images", held_out))
+    return tuple(
+        Metric(
+            benchmark="Pretext accuracy",
+            dataset=f"{result.images:,} {images}",
+            layer="",
+            metric="%",
+            value=f"{100 * result.accuracy:.1f} ({100 * result.low:.1f} … {100 * result.high:.1f})",
+            measured_on=name,
+            source="context-pred pretrain",
+            note="The recipe's own sampler, dropout off; in brackets the 95 % interval over whole images; chance is 12.5 %.",
+        )
+        for images, result in found
+    )
+
+
+@torch.no_grad()
+def _sampled_pairs(run: Run) -> dict[str, Tensor]:
+    """Cut some pairs of held-out (or training) images, one an image, and let the model say where the neighbour lies."""
+    collection = run.held_out if run.held_out is not None else run.collection
+    count = min(SAMPLED, len(collection))
+    chosen = [(0, number * len(collection) // count) for number in range(count)]
+    seed = keys.seed(run.recipe.run.seed, 3)
+    (batch,) = load(collection, run.preparation, [chosen], seed=seed, workers=0)
+    pairs = cut_batch(run.sampler, batch, run.device, torch.Generator().manual_seed(seed))
+    dtype = next(run.model.parameters()).dtype
+    model = run.model.eval()
+    image = pairs.image[pairs.center]
+    draw = torch.rand(len(pairs), generator=torch.Generator().manual_seed(seed)).to(image.device)
+    mine = [torch.nonzero(image == k).flatten() for k in range(count)]
+    picked = torch.stack([index[draw[index].argmax()] for index in mine if len(index)])
+    neighbors, centers = pairs.patches[pairs.neighbor[picked]], pairs.patches[pairs.center[picked]]
+    logits = model(neighbors.to(dtype), centers.to(dtype))
+    return {
+        "neighbors": _pixels(run.sampler, neighbors),
+        "centers": _pixels(run.sampler, centers),
+        "position": pairs.position[picked].cpu().contiguous(),
+        "probabilities": logits.float().softmax(1).cpu().contiguous(),
+    }
+
+
+def _pixels(sampler: GridPatchSampler | RandomPairSampler, patches: Tensor) -> Tensor:
+    pixels = sampler.to_pixels(patches.float()).mul(255).round().to(torch.uint8).cpu()
+    if pixels.shape[1] != 3:
+        pixels = pixels[:, :1].expand(-1, 3, -1, -1)
+    return pixels.contiguous()
+
+
+def write_damaged(folder: Path, damaged: Mapping[str, str]) -> None:
+    """Write ``damaged.jsonl``: a line an image, by name."""
+    lines = [json.dumps({"image": name, "reason": reason}, ensure_ascii=False) for name, reason in sorted(damaged.items())]
+    text = "".join(line + "\n" for line in lines)
+    write_bytes(text.encode("utf-8", "surrogateescape"), folder / "damaged.jsonl")
+
+
+def read_damaged(folder: Path) -> dict[str, str]:
+    """Read ``damaged.jsonl``; nothing where it is not there."""
+    path = folder / "damaged.jsonl"
+    if not path.is_file():
+        return {}
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
+    return {row["image"]: row["reason"] for row in rows}
+
+
+def recipe_differences(before: str, now: str) -> list[str]:
+    """Say in which options two recipes' files differ, leaving out what never touches the weights."""
+    old, new = (_flat(tomllib.loads(text)) for text in (before, now))
+    return [
+        f"{name} was {old.get(name, 'not set')!r} and is {new.get(name, 'not set')!r}"
+        for name in sorted({*old, *new} - FREE - {"name", "title"})
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _flat(document: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for section, values in document.items():
+        if isinstance(values, dict):
+            flat |= {f"{section}.{key}": value for key, value in values.items()}
+        else:
+            flat[section] = values
+    return flat

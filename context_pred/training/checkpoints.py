@@ -1,0 +1,108 @@
+"""Checkpoints of a run: written whole or not at all, the last few and the best kept."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from context_pred.errors import StorageError, WeightsError
+from context_pred.weights_file import write_bytes
+
+logger = logging.getLogger("context_pred")
+
+FORMAT = 1
+"""Of a checkpoint's entries; another number is refused by name instead of failing somewhere."""
+
+
+class Checkpoints:
+    """The folder ``RUN/checkpoints``: ``step-00000500.pt`` … and ``best.pt``.
+
+    Args:
+        folder: Made at the first save.
+        keep: How many of the numbered ones stay; the oldest go once a newer one is whole on the disk.
+    """
+
+    def __init__(self, folder: Path, keep: int = 3) -> None:
+        self.folder, self.keep = folder, max(1, keep)
+
+    def numbered(self) -> list[Path]:
+        """Return the numbered checkpoints, oldest first."""
+        found = [path for path in self.folder.glob("step-*.pt") if re.fullmatch(r"step-\d+\.pt", path.name)]
+        return sorted(found, key=lambda path: int(path.stem[5:]))
+
+    def save(self, step: int, state: Mapping[str, Any], *, best: bool = False) -> Path:
+        """Write what was reached after ``step`` steps; with ``best`` also as ``best.pt``.
+
+        Raises:
+            StorageError: the disk is full or refuses; every earlier checkpoint stands, and the message names the last.
+        """
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT, "step": step, **state}, buffer)
+        data = buffer.getvalue()
+        path = self.folder / f"step-{step:08d}.pt"
+        try:
+            write_bytes(data, path)
+            if best:
+                write_bytes(data, self.folder / "best.pt")
+        except StorageError as error:
+            last = self.numbered()
+            stands = f"The last whole checkpoint stands: {last[-1]}." if last else "There is no earlier checkpoint."
+            raise StorageError(f"{error} {stands} The same command with --resume goes on from there.") from error
+        for old in self.numbered()[: -self.keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def latest(self, check: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
+        """Read the newest checkpoint that can be read; None where there is none.
+
+        A file that a failing disk has damaged is passed over, with a warning, for the one before it.
+
+        Args:
+            check: Called with what was read; raises where it belongs to another run.
+
+        Raises:
+            WeightsError: there are checkpoints, and none of them can be read.
+        """
+        paths = self.numbered()
+        for path in reversed(paths):
+            try:
+                state = read_checkpoint(path)
+            except WeightsError as error:
+                logger.warning("%s; going back to the one before it", error)
+                continue
+            check(state)
+            return state
+        if paths:
+            raise WeightsError(
+                f"None of the {len(paths)} checkpoints in {self.folder} can be read; start again with --overwrite."
+            )
+        return None
+
+    def clean(self) -> None:
+        """Remove what a killed process left half-written."""
+        for path in self.folder.glob(".*.pt.*"):
+            path.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read one checkpoint onto the CPU, executing none of its code.
+
+    Raises:
+        WeightsError: the file is damaged, or no checkpoint of this library.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise WeightsError(f"{os.fspath(path)} is no checkpoint of this version of the library (format {FORMAT}).")
+    return state
