@@ -5,8 +5,10 @@ Colour profiles are not applied, as in the pipelines the published models were t
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
