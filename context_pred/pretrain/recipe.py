@@ -210,8 +210,9 @@ class Recipe:
         """Return the recipe with options changed, as the command's ``--set SECTION.KEY=VALUE`` asks.
 
         Setting one of ``epochs`` and ``images`` (or of their warm-ups) unsets the other. Setting the sampler's
-        ``type`` or ``preset`` keeps only those of its options that differ from the old preset's. Changing
-        ``batch.images`` without ``optimizer.learning_rate`` scales the learning rate, see ``with_batch``.
+        ``preset`` keeps only those of its options that differ from the old preset's; another ``type`` begins with that
+        sampler's own. Changing ``batch.images`` without ``optimizer.learning_rate`` scales the learning rate, see
+        ``with_batch``.
 
         Args:
             changes: {"optimizer.learning_rate": "0.1", …}; values are TOML, a bare word is a string, an empty text
@@ -221,30 +222,24 @@ class Recipe:
             UnknownNameError: no such section or option.
             InvalidInputError: a value of the wrong type or out of its range, or a contradiction.
         """
-        parsed: dict[str, dict[str, Any]] = {}
-        for path, text in changes.items():
-            section, dot, key = path.partition(".")
-            if not dot:
-                raise InvalidInputError(
-                    f"--set {path}={text}: accepted is SECTION.KEY=VALUE; sections: {', '.join(_TABLES)}."
-                )
-            if section not in _TABLES:
-                error = unknown("section", section, _TABLES)
-                raise type(error)(f"--set {path}: {error}")
-            parsed.setdefault(section, {})[key] = tables.parse(text, f"--set {path}")
-        recipe = self
-        if "images" in parsed.get("batch", {}) and "learning_rate" not in parsed.get("optimizer", {}):
-            asked = tables.build(BatchOptions, {**self._given("batch"), **parsed.pop("batch")}, "--set [batch]", _HOMES)
+        parsed = _parsed(changes)
+        where, recipe = f"{self.name} with --set", self
+        batch = parsed.get("batch", {})
+        if batch.get("images") is not None and "learning_rate" not in parsed.get("optimizer", {}):
+            if "per_device" not in batch and type(batch["images"]) is int:
+                batch["per_device"] = min(self.batch.per_device, max(batch["images"], 1))
+            asked = tables.build(BatchOptions, {**self._given("batch"), **batch}, f"{where}, [batch]", _HOMES)
             recipe = self.with_batch(asked.images, asked.per_device)
         document = {name: recipe._given(name) for name in _TABLES}
         for section, values in parsed.items():
+            given = document[section]
             if section == "sampler" and {"type", "preset"} & set(values):
-                document[section] = recipe._unlike_preset()
+                given = recipe._unlike_preset() if values.get("type", given["type"]) == given["type"] else {}
             for key in values.keys() & _EITHER_OR.keys() if section == "schedule" else ():
                 if values[key] is not None and _EITHER_OR[key] not in values:
-                    document[section].pop(_EITHER_OR[key], None)
-            document[section] = {k: v for k, v in {**document[section], **values}.items() if v is not None}
-        return _built(self.name, self.title, document, f"{self.name} with --set", recipe.notes)
+                    given.pop(_EITHER_OR[key], None)
+            document[section] = {key: value for key, value in {**given, **values}.items() if value is not None}
+        return _built(self.name, self.title, document, where, recipe.notes)
 
     def with_batch(self, images: int, per_device: int | None = None) -> Recipe:
         """Return the recipe with another global batch; ``notes`` says what became of the learning rate.
@@ -292,6 +287,23 @@ class Recipe:
         named = {"type": self.sampler["type"], "preset": self.sampler["preset"]}
         usual = _whole_sampler(named, self.model.in_channels)
         return {key: value for key, value in self.sampler.items() if key in named or value != usual.get(key)}
+
+
+def _parsed(changes: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Read {"SECTION.KEY": "VALUE"} into {section: {key: value}}."""
+    parsed: dict[str, dict[str, Any]] = {}
+    for path, text in changes.items():
+        section, dot, key = path.partition(".")
+        if not dot:
+            hint = f" Did you mean {_HOMES[section]}.{section}?" if section in _HOMES else ""
+            raise InvalidInputError(
+                f"--set {path}={text}: accepted is SECTION.KEY=VALUE.{hint} Sections: {', '.join(_TABLES)}."
+            )
+        if section not in _TABLES:
+            error = unknown("section", section, _TABLES)
+            raise type(error)(f"--set {path}={text}: {error}")
+        parsed.setdefault(section, {})[key] = tables.parse(text, f"--set {path}")
+    return parsed
 
 
 def list_recipes() -> list[str]:

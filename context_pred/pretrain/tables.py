@@ -125,10 +125,10 @@ def parse(text: str, where: str) -> Any:
     text = text.strip()
     if not text:
         return None
-    if re.fullmatch(r"[+-]?(\.\d+|\d+\.)([eE][+-]?\d+)?|[+-]?\d+\.?\d*[eE][+-]?\d+", text):
-        return float(text)
+    # TOML asks for a digit before the point.
+    number = text if set(text) & set("\"'") else re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)
     try:
-        read = tomllib.loads(f"value = {text}")
+        read = tomllib.loads(f"value = {number}")
     except tomllib.TOMLDecodeError as error:
         if re.fullmatch(r"[\w./:+ -]+", text):
             return text
