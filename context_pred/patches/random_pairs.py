@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from context_pred.errors import InvalidInputError, unknown
 
@@ -174,23 +173,26 @@ class RandomPairSampler:
         extent = extent[image]  # (G, 2), one row a grid
         origin = below(torch.full_like(extent, pitch), generator)
         cells = (extent + self.gap - origin) // pitch
-        rows, columns = cells.max(0).values.tolist() if len(cells) else (0, 0)
-        # Grids differ in size: all are laid out at the largest, and the cells that a grid lacks are left out.
-        cell = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).reshape(rows, columns, 2)
-        there = (cell < cells[:, None, None]).all(-1)
+        rows, columns = cells.amax(0).tolist() if len(cells) else (0, 0)
+        # Grids differ in size: shifts are drawn for the largest, and those of cells that a grid lacks are left out.
+        there = (torch.arange(rows)[:, None] < cells[:, :1, None]) & (torch.arange(columns) < cells[:, 1:, None])
         shift = below(torch.full((len(cells), rows, columns, 2), 2 * self.jitter + 1), generator) - self.jitter
-        corner = origin[:, None, None] + pitch * cell + shift
-        corner = torch.minimum(corner.clamp(min=0), (extent - self.patch)[:, None, None])
-        number = torch.where(there, there.flatten().cumsum(0).sub(1).reshape(there.shape), -1)
+        cell = there.nonzero()  # (K, 3): grid, row, column
+        grid, row, column = cell.unbind(1)
+        corner = (origin[grid] + pitch * cell[:, 1:] + shift[there]).clamp_(min=0)
+        corner = torch.minimum(corner, (extent - self.patch)[grid])
+        # Every patch's number at its cell, in grids with a rim of −1 above, left and right.
+        wide = columns + 2
+        place = (grid * (rows + 1) + row + 1) * wide + column + 1
+        number = torch.full((len(cells) * (rows + 1) * wide,), -1)
+        number[place] = torch.arange(len(cell))
         # Up-left, up, up-right and left are positions 0 … 3; the same pair seen the other way is position 7 − k.
-        around = F.pad(number, (1, 1, 1, 0), value=-1)
-        visited = torch.stack([around[:, 1 + dy :, 1 + dx :][:, :rows, :columns] for dy, dx in OFFSETS[:4]], -1)
-        paired = there[..., None] & (visited >= 0)
-        later, earlier = number[..., None].expand_as(paired)[paired], visited[paired]
-        position = torch.arange(4).expand_as(paired)[paired]
+        visited = number[place[:, None] + torch.tensor([dy * wide + dx for dy, dx in OFFSETS[:4]])]
+        later, position = (visited >= 0).nonzero().unbind(1)
+        earlier = visited[later, position]
         return PatchDraw(
-            boxes=self._boxes(corner[there]),
-            image=image[:, None, None].expand_as(there)[there],
+            boxes=self._boxes(corner),
+            image=image[grid],
             neighbor=torch.stack([earlier, later], 1).flatten(),
             center=torch.stack([later, earlier], 1).flatten(),
             position=torch.stack([position, 7 - position], 1).flatten(),
