@@ -14,8 +14,8 @@ from ._report_files import DAMAGED, Row, RunFiles, number
 from .charts import Series, line_chart, position_grid
 from .markup import SPACE, Child, Markup, count, duration, element, facts, joined, percent, picture, table
 
-SHOWN_DAMAGED, SHOWN_SAMPLES, SHOWN_ROWS = 100, 16, 12
-"""The most damaged images, sampled pairs of a kind (right, wrong), and lines of the log that are listed."""
+SHOWN_FILES, SHOWN_SAMPLES, SHOWN_ROWS = 100, 16, 12
+"""How many are listed at most: bad files, sampled pairs of a kind (right, wrong), lines of the log."""
 
 ARROWS = ("↖", "↑", "↗", "←", "→", "↙", "↓", "↘")
 """Of the eight positions in raster order."""
@@ -25,6 +25,9 @@ PATCH = 52
 
 WAITS = 0.1
 """From which share of the time on the report says that a run waited for its data."""
+
+
+CHANCE_PERCENT = percent(CHANCE)
 
 
 def interval(result: Row) -> str:
@@ -59,7 +62,7 @@ def curves(files: RunFiles) -> Child:
         ],
         show=lambda y: f"{100 * y:.3g}",
         x_label=x_label,
-        mark=(CHANCE, "chance, 12.5 %"),
+        mark=(CHANCE, f"chance, {CHANCE_PERCENT}"),
         from_zero=True,
     )
     rate = line_chart(
@@ -79,7 +82,9 @@ def curves(files: RunFiles) -> Child:
     return [
         element(
             "div",
-            _captioned(loss, "Cross entropy of the eight positions; training: the mean since the log's last line."),
+            _captioned(
+                loss, "Cross entropy of the eight positions; for training, the mean between two lines of the log."
+            ),
             _captioned(
                 accuracy,
                 "How often the right one of eight positions has the highest score; held out: on images never trained "
@@ -182,13 +187,13 @@ def positions(files: RunFiles) -> Child:
         _captioned(
             position_grid(cells, title="Accuracy by position", side=330),
             f"Accuracy by position on {where}: how often a neighbour that lies there is placed right (in brackets, of "
-            f"how many pairs); the darker, the more often; no shade is chance, 12.5 %, or worse.",
+            f"how many pairs); the stronger the blue, the more often, and none is chance, {CHANCE_PERCENT}, or worse.",
             style="flex:1 1 300px;max-width:360px",
         ),
         _captioned(
             _confusion(confusion),
             f"Confusion on {where}, in percent: of the neighbours that lie where the row says, how many the network "
-            f"places where the column says; right answers on the diagonal, chance is 12.5 % everywhere.",
+            f"places where the column says; right answers on the diagonal, chance is {CHANCE_PERCENT} everywhere.",
             style="flex:2 1 520px",
         ),
         class_="pair",
@@ -285,47 +290,53 @@ def data(files: RunFiles) -> Child:
             ]
         ),
         element("h3", "The corpus check before the first step"),
-        facts(_named(check)) if isinstance(check, dict) else element("p", "It was not recorded."),
+        _checked(check) if isinstance(check, dict) else element("p", "It was not recorded."),
         element("h3", "Damaged images met while training"),
         _damaged(files.damaged),
     ]
 
 
-def _named(values: Row) -> list[tuple[str, Child]]:
-    return [(str(key).replace("_", " ").capitalize(), _value(value)) for key, value in values.items()]
+def _checked(check: Row) -> Child:
+    """Show what ``CorpusCheck.to_dict`` says."""
+    looked_at, too_small = check.get("looked_at", 0), check.get("too_small", 0)
+    unreadable = [(str(name), str(reason)) for name, reason in check.get("unreadable", ())]
+    formats = ", ".join(f"{number:,} {kind}" for kind, number in check.get("formats", {}).items())
+    sides = [
+        (name, *(f"{value:,}" for value in check[key]))
+        for name, key in (("Shorter side (px)", "short_side"), ("Longer side (px)", "long_side"))
+        if check.get(key)
+    ]
+    small = f"{too_small:,}"
+    if too_small and "enlarged" in check:
+        middle, most = check["enlarged"]
+        small += f", enlarged {middle:.1f}-fold in the median, {most:.1f}-fold at most"
+    rows: list[tuple[str, Child]] = [
+        ("Images", f"{check.get('images', 0):,}, of which the headers of {looked_at:,} were read"),
+        ("Formats", formats or None),
+        ("Grey", f"{check['grey']:,}" if "grey" in check else None),
+        ("Smaller than needed", small),
+        ("Not readable", f"{len(unreadable):,}"),
+    ]
+    head = ("", "least", "5 % below", "median", "95 % below", "most")
+    return [facts(rows), table(head, sides, class_="numbers") if sides else None, _listed(unreadable)]
 
 
-def _value(value: Any) -> Child:
-    """Show a JSON value: numbers in a row, other lists line by line, what is nested by its names."""
-    if value is None or isinstance(value, bool):
-        return {None: "–", True: "yes", False: "no"}[value]
-    if isinstance(value, int | float):
-        return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
-    if isinstance(value, dict):
-        return facts(_named(value)) if value else "none"
-    if isinstance(value, list):
-        if all(isinstance(item, int | float) for item in value):
-            return ", ".join(str(_value(item)) for item in value) or "none"
-        lines = [": ".join(map(str, item)) if isinstance(item, list) else str(item) for item in value]
-        more = [f"and {len(lines) - SHOWN_DAMAGED:,} more"] if len(lines) > SHOWN_DAMAGED else []
-        return [joined(line, element("br")) for line in (*lines[:SHOWN_DAMAGED], *more)]
-    return str(value)
+def _listed(files: Sequence[tuple[str, str]]) -> Markup | None:
+    """List files with what is wrong with them; a long list is folded."""
+    if not files:
+        return None
+    shown = files[:SHOWN_FILES]
+    title = "The list" if len(shown) == len(files) else f"The first {len(shown)}"
+    unfolded = "" if len(shown) <= SHOWN_ROWS else None
+    return element("details", element("summary", title), table(("Image", "Why"), shown), open=unfolded)
 
 
 def _damaged(damaged: Sequence[Row]) -> Child:
     if not damaged:
         return element("p", "None.")
-    text = f"{count(len(damaged), 'image')} could not be used; others took their places."
-    shown = damaged[:SHOWN_DAMAGED]
-    what = "The list"
-    if len(shown) < len(damaged):
-        text += f" All are in {DAMAGED}."
-        what = f"The first {len(shown)}"
-    rows = [(str(row.get("image", "–")), str(row.get("reason", "–"))) for row in shown]
-    listed = element(
-        "details", element("summary", what), table(("Image", "Why"), rows), open="" if len(rows) <= 20 else None
-    )
-    return [element("p", text), listed]
+    text = f"{count(len(damaged), 'image')} could not be used; others took their places. All are in {DAMAGED}."
+    files = [(str(row.get("image", "–")), str(row.get("reason", "–"))) for row in damaged]
+    return [element("p", text), _listed(files)]
 
 
 def speed(files: RunFiles) -> Child:

@@ -122,7 +122,7 @@ def position_grid(
         x, y, size = x + step / 2, y + step / 2, step * (0.2 if small else 0.31)
         pieces.append(text(big, x, y + (0 if small else 0.36 * size), size, "strong"))
         if small:
-            pieces.append(text(small, x, y + 0.22 * step, 0.12 * step))
+            pieces.append(text(small, x, y + 0.22 * step, 0.11 * step, "strong"))
     pieces.append(text("centre", side / 2, side / 2 + 0.07 * step, step * (0.2 if side < 200 else 0.12)))
     return element("svg", element("title", title), pieces, viewBox=f"0 0 {side} {side}", role="img")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 VOID = frozenset({"br", "img", "meta"})
 """HTML's elements without content and without an end tag, as far as they are used here."""
 
-SPACE = " "
+SPACE = "\N{NO-BREAK SPACE}"
 """Between a number and its unit, where no line may break."""
 
 
@@ -28,12 +29,14 @@ Child = Markup | str | int | float | None | Iterable[Any]
 
 
 def escaped(value: object) -> str:
-    """Escape a text for element content and attribute values, what cannot be shown (surrogates, controls) as ``\\x..``.
+    """Escape a text for element content and attribute values.
 
-    File names may hold any of it.
+    File names may hold anything: what cannot be shown (controls, surrogates, turns of the writing direction) comes as
+    a backslash and its code.
     """
     text = "".join(
-        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in str(value)
+        c if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode()
+        for c in str(value)
     )
     return html.escape(text, quote=True)
 
@@ -160,7 +163,8 @@ nav { margin:1rem 0 0; font-size:.92rem; } nav a { color:var(--a); margin-right:
 .tile span { display:block; font-size:.86rem; color:var(--soft); }
 .notice { border-left:4px solid var(--b); background:var(--card); padding:.6rem 1rem; margin:1rem 0; }
 .notice ul { margin:.3rem 0; padding-left:1.2rem; }
-.pair { display:flex; flex-wrap:wrap; gap:1.5rem; } .pair > * { flex:1 1 440px; min-width:0; }
+.pair { display:flex; flex-wrap:wrap; gap:.5rem 1.5rem; align-items:flex-start; }
+.pair > * { flex:1 1 440px; min-width:0; }
 figure { margin:1rem 0; } figcaption { font-size:.9rem; margin:.35rem 0 0; max-width:75ch; }
 svg { display:block; width:100%; height:auto; }
 svg text { font-size:12.5px; fill:var(--soft); font-variant-numeric:tabular-nums; }

@@ -111,7 +111,9 @@ def _tiles(files: RunFiles) -> Markup:
 def _accuracy_tile(what: str, result: Row | None) -> tuple[str, str] | None:
     if result is None:
         return None
-    return percent(result["accuracy"]), f"{what}; 95 % interval {sections.interval(result)}, chance 12.5 %"
+    return percent(
+        result["accuracy"]
+    ), f"{what}; 95 % interval {sections.interval(result)}, chance {sections.CHANCE_PERCENT}"
 
 
 def _verdict(files: RunFiles) -> str:
@@ -120,7 +122,8 @@ def _verdict(files: RunFiles) -> str:
         return "Nothing says how the network does on images it has not seen: no held-out accuracy was measured."
     text = f"On {count(held['pairs'], 'pair')} of {count(held['images'], 'held-out image')} the network "
     if held["low"] <= CHANCE:
-        return text + "is no better than chance (12.5 %), as far as they can tell: it has learned nothing yet."
+        chance = f"chance ({sections.CHANCE_PERCENT})"
+        return text + f"is no better than {chance}, as far as they can tell: it has learned nothing yet."
     text += f"names the right one of eight positions {held['accuracy'] / CHANCE:.1f} times as often as chance would."
     if training is None:
         return text
