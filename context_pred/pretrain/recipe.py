@@ -6,7 +6,6 @@ The recipes that come with the library lie in ``recipes/``; a run keeps its own,
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import os
 import tomllib
 from collections.abc import Mapping
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from context_pred.backbones import BACKBONES
-from context_pred.card import fit_channels
 from context_pred.errors import ContextPredError, InvalidInputError, unknown
-from context_pred.patches import SAMPLERS, GridPatchSampler, RandomPairSampler, sampler_from_config
+from context_pred.patches import GridPatchSampler, RandomPairSampler, sampler_from_config
 from context_pred.training.optimizer import OptimizerOptions
 from context_pred.training.schedule import Schedule, ScheduleOptions
 
 from . import tables
+from ._sampler_options import whole_sampler
 from .prepare import ImageOptions
 
 Initialization = Literal["openmmlab", "openselfsup", "caffe"]
@@ -186,7 +185,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Write the sampler's options out and check the tables against one another."""
-        object.__setattr__(self, "sampler", _whole_sampler(self.sampler, self.model.in_channels))
+        object.__setattr__(self, "sampler", whole_sampler(self.sampler, self.model.in_channels))
         _check_fit(self)
         self.make_schedule(1)
 
@@ -255,29 +254,25 @@ class Recipe:
             InvalidInputError: ``images`` is no multiple of the micro-batch.
         """
         batch = BatchOptions(images, per_device or min(self.batch.per_device, images))
-        old, note = self.optimizer.learning_rate, f"{images} images a step in place of {self.batch.images}"
-        if batch == self.batch:
-            return self
-        if self.optimizer.reduction == "sum" or images == self.batch.images:
-            optimizer = self.optimizer
-            note += f": the learning rate stays {old:.6g}" + (
-                ", since the loss is a sum." if images != self.batch.images else "."
-            )
-        else:
-            optimizer = dataclasses.replace(self.optimizer, learning_rate=old * images / self.batch.images)
-            note += f": the learning rate is scaled in proportion, from {old:.6g} to {optimizer.learning_rate:.6g}."
+        optimizer, notes = self.optimizer, []
+        rate = optimizer.learning_rate
+        if images != self.batch.images:
+            if optimizer.reduction == "mean":
+                optimizer = dataclasses.replace(optimizer, learning_rate=rate * images / self.batch.images)
+                became = f"is scaled in proportion, from {rate:.6g} to {optimizer.learning_rate:.6g}."
+            else:
+                became = f"stays {rate:.6g}, since the loss is a sum."
+            notes.append(f"{images} images a step in place of {self.batch.images}: the learning rate {became}")
         if batch.per_device != self.batch.per_device:
-            note += f" Batch norms see {batch.per_device} images in place of {self.batch.per_device}."
-        return dataclasses.replace(self, batch=batch, optimizer=optimizer, notes=(*self.notes, note))
+            notes.append(f"Batch norms see {batch.per_device} images in place of {self.batch.per_device}.")
+        return dataclasses.replace(self, batch=batch, optimizer=optimizer, notes=(*self.notes, *notes))
 
     def _options(self, table: str) -> dict[str, Any]:
         """Return every option of a table; those not set are None."""
         value = getattr(self, table)
-        return (
-            dict(value)
-            if isinstance(value, dict)
-            else {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        )
+        if isinstance(value, dict):
+            return dict(value)
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
 
     def _given(self, table: str) -> dict[str, Any]:
         return {key: value for key, value in self._options(table).items() if value is not None}
@@ -285,7 +280,7 @@ class Recipe:
     def _unlike_preset(self) -> dict[str, Any]:
         """Return the sampler's type, its preset, and the options in which it differs from that preset."""
         named = {"type": self.sampler["type"], "preset": self.sampler["preset"]}
-        usual = _whole_sampler(named, self.model.in_channels)
+        usual = whole_sampler(named, self.model.in_channels)
         return {key: value for key, value in self.sampler.items() if key in named or value != usual.get(key)}
 
 
@@ -375,49 +370,6 @@ def _built(name: str, title: str, document: dict[str, Any], where: str, notes: t
         return Recipe(name=name, title=title, **made, notes=notes)
     except ContextPredError as error:
         raise type(error)(f"{where}: {error}") from error
-
-
-def _whole_sampler(config: dict[str, Any], in_channels: int) -> dict[str, Any]:
-    """Write every option of a sampler out, mean and std fitted to the channels where they are the preset's."""
-    try:
-        _check_sampler_options(config)
-        options = _every_option(config)
-        usual = _every_option({"type": options["type"], "preset": options["preset"]})
-    except ContextPredError as error:
-        text = str(error)
-        raise type(error)(text if text.startswith("[sampler]") else f"[sampler]: {text}") from error
-    if options["type"] != "GridPatchSampler":
-        return options
-    for name in ("mean", "std"):
-        if options[name] == usual[name] or options[name] == list(fit_channels(tuple(usual[name]), len(options[name]))):
-            options[name] = list(fit_channels(tuple(usual[name]), in_channels))
-    return options
-
-
-def _every_option(config: dict[str, Any]) -> dict[str, Any]:
-    """Return all of a sampler's options, also those that its card leaves out where they are upstream's."""
-    sampler = sampler_from_config(config)
-    names = [name for name in inspect.signature(type(sampler)).parameters if name != "preset"]
-    values = {name: getattr(sampler, name) for name in ("preset", *names)}
-    kept = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    return {"type": type(sampler).__name__, **kept}
-
-
-def _check_sampler_options(config: dict[str, Any]) -> None:
-    """Check the sampler's options one by one against the kind of value that its preset has."""
-    if "type" not in config:
-        raise InvalidInputError(f"[sampler] lacks type; accepted: {', '.join(SAMPLERS)}.")
-    named: dict[str, Any] = {key: config[key] for key in ("type", "preset") if key in config}
-    for key in named:
-        tables.value_of(str, config[key], f"[sampler] {key}")
-    usual = _every_option(named)
-    for key, value in config.items():
-        if key not in usual:
-            error = unknown(f"option of {usual['type']}", key, usual)
-            raise type(error)(f"[sampler]: {error}")
-        like = usual[key]
-        kind: Any = tuple[type(like[0]), ...] if isinstance(like, list) else type(like)  # type: ignore[misc]
-        tables.value_of(kind, value, f"[sampler] {key}")
 
 
 def _check_fit(recipe: Recipe) -> None:

@@ -435,7 +435,8 @@ def test_the_learning_rate_scales_with_the_batch_and_the_run_says_so() -> None:
     )
     assert recipe.override({"batch.images": "256"}) == half
     assert recipe.override({"batch.images": "256"}).notes == half.notes
-    assert recipe.with_batch(512) is recipe
+    assert recipe.with_batch(512) == recipe
+    assert recipe.with_batch(512).notes == ()
     assert recipe.notes == ()
 
 
@@ -448,7 +449,7 @@ def test_a_batch_below_the_micro_batch_makes_it_smaller(mine: Recipe) -> None:
     for recipe in (mine.with_batch(16), mine.override({"batch.images": "16"})):
         assert (recipe.batch.images, recipe.batch.per_device) == (16, 16)
         assert recipe.optimizer.learning_rate == 2.5e-4
-        assert "Batch norms see 16 images in place of 64." in recipe.notes[0]
+        assert recipe.notes[1:] == ("Batch norms see 16 images in place of 64.",)
 
 
 def test_a_summed_loss_keeps_its_learning_rate() -> None:
