@@ -165,7 +165,9 @@ def _source(images: tuple[str, ...]) -> str | list[str]:
 
 @main.command(epilog=example("context-pred pretrain photos/ --recipe resnet18_1xb64-coslr-300k --out run"))
 @click.argument("images", nargs=-1, required=True)
-@click.option("--recipe", required=True, metavar="NAME", help="A recipe of the library, or a TOML file; --recipes lists.")
+@click.option(
+    "--recipe", required=True, metavar="NAME", help="A recipe of the library, or a TOML file; --recipes lists."
+)
 @click.option("--recipes", is_flag=True, is_eager=True, expose_value=False, callback=lambda c, _, v: _recipes(c, v),
               help="List the library's recipes and exit.")  # fmt: skip
 @click.option("--out", required=True, metavar="RUN", help="The run's folder; the model is RUN/model.")
@@ -229,6 +231,26 @@ def neighbors(query: str, images: str, **options: Any) -> None:
     from .discover import neighbors as search
 
     click.echo(search.run(query, images, **options))
+
+
+@main.command(epilog=example("context-pred audit resnet18_1xb64-coslr-66e photos/ --out audit"))
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--out", required=True, metavar="DIR", help="The folder to write audit.json and audit.png into.")
+@click.option("--size", type=click.IntRange(1), default=None, metavar="PX",
+              help="Another shorter side of the photographs than that of training.")  # fmt: skip
+@click.option("--at-most", default=500, show_default=True, metavar="N", help="Photographs, chosen at random.")
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Of the choice and of every patch.")
+@device_option
+@progress_option
+def audit(model: str, images: tuple[str, ...], **options: Any) -> None:
+    """Tell whether MODEL cheats: what accuracy it keeps on IMAGES without colour, borders or adjacent patches.
+
+    MODEL is a name of the zoo, a path, or hf-hub:OWNER/NAME@REVISION. Photographs that it has not seen say most.
+    """
+    from .pretrain import audit as shortcuts
+
+    click.echo(shortcuts.run(model, _source(images), **options))
 
 
 @main.group()

@@ -68,7 +68,7 @@ def _task(trained: Treatment) -> Finding:
     result = trained.result
     solved = result.low > CHANCE
     verdict = "better than chance" if solved else "not better than chance, so nothing can be said of how it is solved"
-    return Finding("task", None if not solved else False, f"As trained {result}: {verdict} (12.5 %).")
+    return Finding("task", None if not solved else False, f"As trained {result}: {verdict} (12.5%).")
 
 
 def _judged(treatment: Treatment, threshold: float) -> bool | None:
@@ -124,8 +124,8 @@ def _gap(by_name: dict[str, Treatment]) -> Finding:
     return Finding(
         "gap",
         sign,
-        f"Half a patch more between the cells {_said(half)} against {none.result.accuracy:.1%}; a whole patch more "
-        f"{whole.result.accuracy:.1%}: {verdict} (a sign from {GAP_LOST:.0%}).",
+        f"On larger photographs {none.result.accuracy:.1%}, with half a patch more between the cells {_said(half)}; a "
+        f"whole patch more {whole.result.accuracy:.1%}: {verdict} (a sign from {GAP_LOST:.0%}).",
     )
 
 

@@ -39,7 +39,7 @@ def sheet(
         patch_examples: {treatment of places: [patch]}.
     """
     head, *lines = text.splitlines()[:-1]
-    strip = EXAMPLES * (3 * TILE // 1 - TILE + SPACE) + TILE
+    strip = EXAMPLES * (2 * TILE + SPACE) + TILE
     width = 2 * MARGIN + LABEL + strip + BARS + VALUE
     wrapped = [part for line in lines for part in _wrapped(line, width - 2 * MARGIN)]
     height = 2 * MARGIN + 40 + ROW * (len(treatments) + len(places)) + 2 * 40 + 19 * len(wrapped) + 20
@@ -85,7 +85,7 @@ def _title(treatments: Sequence[Treatment], name: str | None) -> str:
 
 def _wrapped(line: str, width: int) -> list[str]:
     mark = "! " if line.startswith("! ") else "  "
-    return textwrap.wrap(line[2:], width // 7, initial_indent=mark, subsequent_indent=mark)
+    return textwrap.wrap(line[2:], int(width / 6.6), initial_indent=mark, subsequent_indent=mark)
 
 
 def _heading(pen: ImageDraw.ImageDraw, top: int, left: int, text: str, chance: float | None, word: str) -> None:
@@ -109,7 +109,7 @@ def _pairs(page: Image.Image, at: tuple[int, int], examples: Sequence[tuple[Tens
         y = at[1] + (ROW - TILE) // 2
         step = TILE // 2 + 2
         for tile, sign in ((center, -1), (neighbor, 1)):
-            page.paste(_tile(tile), (x + sign * right * step // 1 + step - 2, y + sign * down * step))
+            page.paste(_tile(tile), (x + sign * right * step + step - 2, y + sign * down * step))
 
 
 def _tile(patch: Tensor) -> Image.Image:

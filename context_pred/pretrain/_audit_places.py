@@ -117,7 +117,8 @@ class PlaceAudit:
         for name, pixels in treated.items():
             patches = photos.cut(sampler, pixels, draws).patches
             vectors = self.model.embed(patches.to(dtype), layer).double().cpu()
-            self.features.setdefault(name, []).extend(vectors.unflatten(0, (-1, PER_IMAGE)))
+            vectors = vectors.reshape(len(images), PER_IMAGE, -1)
+            self.features.setdefault(name, []).extend(vectors)
             if name not in self.examples:
                 shown = sampler.to_pixels(patches[:: PER_IMAGE // 4][:6].float())
                 self.examples[name] = list(shown.mul(255).round().to(torch.uint8).cpu())
@@ -135,7 +136,7 @@ class PlaceAudit:
 
     def results(self, seed: int) -> tuple[Places, ...]:
         """Fit and test under each treatment; ``seed`` decides which images are fitted together."""
-        titles = {"color": "in colour", "projected": "green–magenta projected away", "gray": "in grey"}
+        titles = {"color": "in colour", "projected": "green-magenta projected away", "gray": "in grey"}
         places = torch.stack(self.places)
         order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))
         fold = torch.empty_like(order)

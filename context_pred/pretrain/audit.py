@@ -9,6 +9,7 @@ sections 3 and 4.2). Each figure here removes one such cue, over the same photog
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Sequence
@@ -20,10 +21,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from context_pred.data.files import find_images
+from context_pred.backbones import ResNetBackbone
+from context_pred.data.collection import Collection, collect
 from context_pred.data.images import open_image
 from context_pred.errors import ImageError, InvalidInputError, storing
-from context_pred.extract.network import find_device
+from context_pred.extract.network import find_device, fold_batch_norms
 from context_pred.model import ContextPredictionModel
 from context_pred.pictures import save_png
 from context_pred.training import keys
@@ -122,7 +124,8 @@ def run(
 
     Args:
         model: A model with pair layers, or what ``load_pretrained`` takes.
-        images: Photographs, as ``find_images`` takes them; best ones that the model has not seen.
+        images: Photographs, as ``collect`` takes them (a folder, files, a pattern, a list, tar shards); best ones
+            that the model has not seen.
         out: The folder to write into; made where it is missing.
         size: Another shorter side, in px.
         at_most: Take so many photographs at most, chosen at random.
@@ -140,23 +143,17 @@ def run(
         StorageError: ``out`` cannot be written to.
     """
     _check_arguments(size, at_most, seed)
-    found = find_images(images)
+    found = collect(images)
     network = _loaded(model)
     folder = Path(out)
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     place = find_device(device)
     chosen = _chosen(found, at_most, seed)
-    modes, home = [(module, module.training) for module in network.modules()], next(network.parameters()).device
-    try:
-        network.eval().to(place)
-        pairs = PairAudit(network, network.patch_sampler, size)
-        places = PlaceAudit(network, pairs.own)
-        skipped = _fill(pairs, places, chosen, network.card.in_channels, seed, place, progress)
-    finally:
-        network.to(home)
-        for module, training in modes:
-            module.training = training
+    network = _prepared(network, place)
+    pairs = PairAudit(network, network.patch_sampler, size)
+    places = PlaceAudit(network, pairs.own)
+    skipped = _fill(pairs, places, chosen, network.card.in_channels, seed, place, progress)
     looked_at = len(places.places)
     if looked_at < FEWEST:
         path, reason = next(iter(skipped.items()))
@@ -210,19 +207,28 @@ def _loaded(model: ContextPredictionModel | str | Path) -> ContextPredictionMode
     return model
 
 
-def _chosen(found: Sequence[Path], at_most: int, seed: int) -> list[Path]:
+def _prepared(model: ContextPredictionModel, device: torch.device) -> ContextPredictionModel:
+    """Return a private copy in eval mode on the device, laid out for speed as extraction does."""
+    own = copy.deepcopy(model).eval().requires_grad_(False)
+    if isinstance(own.backbone, ResNetBackbone):
+        fold_batch_norms(own.backbone)
+        own = own.to(memory_format=torch.channels_last)
+    return own.to(device)
+
+
+def _chosen(found: Collection, at_most: int, seed: int) -> Collection:
     if len(found) < FEWEST:
         raise InvalidInputError(f"{len(found)} photographs; at least {FEWEST} are needed, a few hundred are better.")
     if len(found) <= at_most:
-        return list(found)
+        return found
     order = torch.randperm(len(found), generator=keys.generator(seed, _CHOICE))
-    return [found[i] for i in sorted(order[:at_most].tolist())]
+    return found.subset(sorted(order[:at_most].tolist()))
 
 
 def _fill(
     pairs: PairAudit,
     places: PlaceAudit,
-    chosen: Sequence[Path],
+    chosen: Collection,
     channels: int,
     seed: int,
     device: torch.device,
@@ -236,11 +242,12 @@ def _fill(
             numbers: list[int] = []
             opened: list[Image.Image] = []
             for number in range(round(part * share), round((part + 1) * share)):
+                name = chosen.names[number]
                 try:
-                    opened.append(open_image(chosen[number]))
+                    opened.append(open_image(chosen.read(number), name=name))
                     numbers.append(number)
                 except ImageError as error:
-                    skipped[str(chosen[number])] = str(error)
+                    skipped[name] = str(error).removeprefix(f"{name}: ")
             if numbers:
                 photos = Photos(numbers, opened, seed=seed, channels=channels, device=device)
                 pairs.add(photos)
