@@ -1,4 +1,4 @@
-"""Grey, colour dropping and projection, down-and-up sampling, against independent references."""
+"""Grey, colour dropping, projection and blurring, down-and-up sampling, apertures, against independent references."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from torch.nn import functional as F
 
 from context_pred.errors import InvalidInputError, UnknownNameError
 from context_pred.patches.shortcuts import (
+    blank_outside,
+    blur_chroma,
     cut_some_gray,
     down_and_up,
+    draw_apertures,
     draw_sides,
     drop_colors,
     grayscale_mean,
@@ -148,6 +151,112 @@ class TestDropping:
             drop_colors(smooth(1), "papers")  # type: ignore[arg-type]
 
 
+def blurred_pixel_by_pixel(patch: np.ndarray, sigma: float) -> np.ndarray:
+    """Blur Cb and Cr, as JFIF defines them, with a Gaussian in two dimensions; float64 (3, H, W) in 0…255."""
+    red, green, blue = patch.astype(np.float64)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    planes = []
+    for chroma in ((blue - luma) / 1.772, (red - luma) / 1.402):
+        result = np.empty_like(chroma)
+        for y, x in np.ndindex(chroma.shape):
+            rows, columns = np.indices(chroma.shape)
+            weight = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * sigma**2))
+            result[y, x] = (weight * chroma).sum() / weight.sum()
+        planes.append(result)
+    cb, cr = planes
+    return np.stack([luma + 1.402 * cr, luma - 0.344136 * cb - 0.714136 * cr, luma + 1.772 * cb]).clip(0, 255)
+
+
+class TestChromaBlur:
+    @pytest.mark.parametrize("sigma", [1 / 16, 0.2])
+    def test_every_pixel(self, sigma: float) -> None:
+        patches = torch.cat([noise(2, 3, 16, 21), smooth(1)[:, :, :16, :21]])
+        expected = np.stack([blurred_pixel_by_pixel(patch, sigma * 16) for patch in patches.numpy()])
+        exact = blur_chroma(patches.double() / 255, sigma)
+        assert exact.dtype == torch.float64
+        assert np.abs(exact.numpy() * 255 - expected).max() < 1e-3  # JFIF's factors have six digits
+        assert np.abs(blur_chroma(patches, sigma).numpy() - expected).max() <= 0.5 + 1e-3
+
+    def test_luma_single_colours_and_grey_stay(self) -> None:
+        patches = (smooth(4) * 0.4 + 70).to(torch.uint8)  # far from 0 and 255, so that nothing is clamped
+        blurred = blur_chroma(patches / 255.0)
+        torch.testing.assert_close(luma_pil(blurred), luma_pil(patches / 255.0), rtol=0, atol=1e-6)
+        colors = noise(20, 3, 1, 1, seed=2).expand(20, 3, 24, 24)
+        assert torch.equal(blur_chroma(colors), colors)
+        gray = grayscale_pil(noise(4, 3, 24, 24))
+        assert torch.equal(blur_chroma(gray), gray)
+
+    def test_a_fringe_of_colour_fades(self) -> None:
+        """A white square whose red lies two pixels to the right, as behind a lens: its sides differ in colour."""
+        patch = torch.zeros(1, 3, 64, 64)
+        patch[:, 1:, 20:44, 20:44] = 1
+        patch[:, 0, 20:44, 22:46] = 1
+        difference = [image[0, 0] - image[0, 2] for image in (patch, blur_chroma(patch))]
+        assert [float(d[32].max()) for d in difference] == [1.0, pytest.approx(0.2, abs=0.1)]
+
+    def test_neighbours_in_the_batch_do_not_matter(self) -> None:
+        patches = noise(2, 4, 3, 16, 16)
+        torch.testing.assert_close(blur_chroma(patches)[1, 2], blur_chroma(patches[1, 2]), rtol=0, atol=1)
+        torch.testing.assert_close(blur_chroma(patches / 255.0)[1, 2], blur_chroma(patches[1, 2] / 255.0))
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+    def test_dtypes(self, dtype: torch.dtype) -> None:
+        patches = noise(3, 3, 16, 16)
+        result = blur_chroma((patches / 255.0).to(dtype))
+        assert result.dtype == dtype
+        assert (result.float() * 255 - blur_chroma(patches)).abs().max() <= 1.0
+
+    def test_a_blur_has_a_width(self) -> None:
+        with pytest.raises(InvalidInputError, match="sigma=0"):
+            blur_chroma(noise(1, 3, 8, 8), 0)
+
+
+class TestAperture:
+    def test_the_window_stays_and_the_rest_is_one_colour(self) -> None:
+        window = torch.tensor([[0, 0, 12, 10], [3, 1, 9, 7], [11, 9, 12, 10]])
+        for patches in (noise(3, 2, 10, 12), noise(3, 2, 10, 12).double() - 100):
+            result = blank_outside(patches, window, (7, 11))
+            assert result.dtype == patches.dtype
+            for k, channel, y, x in np.ndindex(3, 2, 10, 12):
+                x1, y1, x2, y2 = window[k].tolist()
+                inside = x1 <= x < x2 and y1 <= y < y2
+                assert result[k, channel, y, x] == (patches[k, channel, y, x] if inside else (7, 11)[channel])
+
+    def test_windows_are_drawn_as_the_authors_code_draws_them(self) -> None:
+        """A side of 64 … 96 of 96 px, uniform, anywhere in the patch, the same for all patches of an image."""
+        windows = draw_apertures(6000, 9, 96, 1.0, seeded()).reshape(6000, 9, 4)
+        assert torch.equal(windows, windows[:, :1].expand_as(windows))
+        x1, y1, x2, y2 = windows[:, 0].unbind(1)
+        side = x2 - x1
+        assert torch.equal(side, y2 - y1)
+        counts = side.bincount()
+        assert len(counts) == 97
+        assert int(counts[:64].sum()) == 0
+        assert ((counts[64:] - 6000 / 33) ** 2 / (6000 / 33)).sum() < 75  # 32 degrees of freedom
+        small = side == 64
+        for corner in (x1, y1):
+            assert (int(corner[small].min()), int(corner[small].max())) == (0, 32)
+            assert abs((corner / (96 - side))[side < 96].mean() - 0.5) < 0.03
+        assert not torch.equal(x1, y1)
+
+    def test_each_patch_gets_it_with_the_probability(self) -> None:
+        whole = torch.tensor([0, 0, 40, 40])
+        windows = draw_apertures(3000, 9, 40, 0.25, seeded()).reshape(3000, 9, 4)
+        got = (windows != whole).any(2).float()
+        expected = 0.25 * 13 / 14  # one of the sides 27 … 40 is the whole patch
+        assert abs(got.mean() - expected) < 0.01
+        assert abs(got.sum(1).var() - 9 * expected * (1 - expected)) < 0.5, "patch by patch"
+        assert torch.equal(draw_apertures(5, 9, 40, 0.0, seeded()), whole.expand(45, 4))
+
+    @pytest.mark.parametrize(
+        ("windows", "values"),
+        [(torch.zeros(2, 4), (0, 0, 0)), (torch.zeros(3, 2), (0, 0, 0)), (torch.zeros(3, 4), (0,))],
+    )
+    def test_refusals(self, windows: Tensor, values: tuple[int, ...]) -> None:
+        with pytest.raises(InvalidInputError, match=r"windows \(K, 4\)"):
+            blank_outside(noise(3, 3, 8, 8), windows.long(), values)
+
+
 class TestDownAndUp:
     def test_every_side_equals_two_resizes(self) -> None:
         """86 differing sides in one call, against torch's own bilinear resize (half-pixel centres, no averaging)."""
@@ -204,7 +313,7 @@ class TestDownAndUp:
             down_and_up(patches, **options)
 
 
-@pytest.mark.parametrize("work", [drop_colors, project_colors, grayscale_pil, grayscale_mean])
+@pytest.mark.parametrize("work", [drop_colors, project_colors, blur_chroma, grayscale_pil, grayscale_mean])
 @pytest.mark.parametrize("patches", [torch.zeros(2, 4, 8, 8), torch.zeros(2, 3, 8, 8, dtype=torch.int64)])
 def test_wrong_channels_and_dtypes_are_refused(work, patches: Tensor) -> None:
     with pytest.raises(InvalidInputError, match=r"shape|uint8"):
