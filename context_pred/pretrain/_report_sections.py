@@ -318,15 +318,15 @@ def _checked(check: Row) -> Child:
         ("Not readable", f"{len(unreadable):,}"),
     ]
     head = ("", "least", "5 % below", "median", "95 % below", "most")
-    return [facts(rows), table(head, sides, class_="numbers") if sides else None, _listed(unreadable)]
+    return [facts(rows), table(head, sides, class_="numbers") if sides else None, _listed("Unreadable", unreadable)]
 
 
-def _listed(files: Sequence[tuple[str, str]]) -> Markup | None:
+def _listed(what: str, files: Sequence[tuple[str, str]]) -> Markup | None:
     """List files with what is wrong with them; a long list is folded."""
     if not files:
         return None
     shown = files[:SHOWN_FILES]
-    title = "The list" if len(shown) == len(files) else f"The first {len(shown)}"
+    title = f"{what}: {len(files):,}" if len(shown) == len(files) else f"{what}: the first {len(shown)}"
     unfolded = "" if len(shown) <= SHOWN_ROWS else None
     return element("details", element("summary", title), table(("Image", "Why"), shown), open=unfolded)
 
@@ -336,7 +336,7 @@ def _damaged(damaged: Sequence[Row]) -> Child:
         return element("p", "None.")
     text = f"{count(len(damaged), 'image')} could not be used; others took their places. All are in {DAMAGED}."
     files = [(str(row.get("image", "–")), str(row.get("reason", "–"))) for row in damaged]
-    return [element("p", text), _listed(files)]
+    return [element("p", text), _listed("Damaged", files)]
 
 
 def speed(files: RunFiles) -> Child:
@@ -383,7 +383,8 @@ def run(files: RunFiles) -> Child:
     versions, notes = values.get("versions"), values.get("notes") or []
     rows: list[tuple[str, Child]] = [
         ("Command", element("code", values["command"]) if values.get("command") else None),
-        ("Started from", str(values["init"]) if values.get("init") else None),
+        ("Started from", _started_from(values["init"]) if values.get("init") else None),
+        ("Resumed", _resumed(values["resumed"]) if values.get("resumed") else None),
         ("Device", values.get("device")),
         ("Processor", values.get("cpu")),
         ("Processes", values.get("world_size")),
@@ -397,3 +398,19 @@ def run(files: RunFiles) -> Child:
         element("h3", "The whole recipe"),
         element("pre", files.recipe) if files.recipe else element("p", "It is missing."),
     ]
+
+
+def _started_from(init: Any) -> Child:
+    """Show what ``StartedFrom.to_dict`` says."""
+    if not isinstance(init, dict):
+        return str(init)
+    digest = f" (SHA-256 {init['sha256']})" if init.get("sha256") else ""
+    lines = [f"{init.get('source')}{digest}: {', '.join(init.get('taken', ())) or 'nothing'}"]
+    lines += [f"not taken: {part}, since {why}" for part, why in init.get("left_out", ())]
+    return [joined(element("br") if k else None, line) for k, line in enumerate([*lines, *init.get("notes", ())])]
+
+
+def _resumed(times: Sequence[Row]) -> str:
+    shown = [f"from step {row.get('step', 0):,} ({row.get('at', '–')})" for row in times[-SHOWN_ROWS:]]
+    more = f"{count(len(times), 'time')}, the last: " if len(shown) < len(times) else ""
+    return more + "; ".join(shown)

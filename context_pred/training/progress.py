@@ -326,7 +326,7 @@ class LossWatch:
         if step > self.warmup_steps:
             self._last.append(loss)
         if len(self._last) == self.window and self._was_below:
-            middle = statistics.median(self._last)
+            middle = statistics.median_low(self._last)  # above the limit: more than half are
             if middle > self.limit:
                 what = f"the median loss of the last {self.window} steps is {middle:.3g} nats a pair"
                 raise self._error(step, lr, f"{what}, guessing has {CHANCE_LOSS:.2f}")
