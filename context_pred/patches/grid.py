@@ -217,7 +217,7 @@ class GridPatchSampler:
             max(1, 2**17 // patches[0, 0].numel()) if len(patches) and patches.device.type == "cpu" else len(patches)
         )
         normal = torch.empty(patches.shape, dtype=torch.float32, device=patches.device)
-        for source, target in zip(patches.split(block), normal.split(block), strict=True):
+        for source, target in zip(torch.split(patches, block), torch.split(normal, block), strict=True):
             target.copy_(source).sub_(mean).div_(std)
         return normal
 

@@ -222,7 +222,7 @@ def blur_chroma(patches: Tensor, sigma: float = CHROMA_SIGMA) -> Tensor:
     luma = luma_pil(values).unsqueeze(-3)
     difference = down @ (values[..., ::2, :, :] - luma) @ across.mT
     green = (LUMA[0] * difference[..., :1, :, :] + LUMA[2] * difference[..., 1:, :, :]) / -LUMA[1]
-    red, blue = difference.split(1, -3)
+    red, blue = torch.split(difference, 1, -3)
     mixed = torch.cat([red, green, blue], -3).add_(luma)
     if patches.dtype == torch.uint8:
         return mixed.round_().clamp_(0, 255).to(torch.uint8)

@@ -154,12 +154,13 @@ class TestChromaBlur:
         assert {(bool(a), bool(b)) for a, b in zip(draw.chroma_blur, draw.grayscale, strict=True)} == {
             (a, b) for a in (False, True) for b in (False, True)
         }
-        expected = plain.cut(images, PatchDraw(*fields(draw)[:5], draw.grayscale)).patches
         blurred = (draw.chroma_blur & ~draw.grayscale)[draw.image]
-        cut = options.cut(images, draw).patches
-        assert torch.equal(cut[~blurred], expected[~blurred])
-        assert torch.equal(cut[blurred], blur_chroma(expected[blurred]))
-        assert not torch.equal(cut[blurred], expected[blurred])
+        for given in (images, images / 255.0):
+            expected = plain.cut(given, PatchDraw(*fields(draw), draw.grayscale)).patches
+            cut = options.cut(given, draw).patches
+            assert torch.equal(cut[~blurred], expected[~blurred])
+            assert torch.equal(cut[blurred], blur_chroma(expected[blurred]))
+            assert not torch.equal(cut[blurred], expected[blurred])
 
     def test_the_probability(self) -> None:
         flags = GridPatchSampler(**SMALL, chroma_blur=0.3).draw([(126, 126)] * 4000, seeded(6)).chroma_blur
@@ -190,7 +191,7 @@ class TestAperture:
         draw = sampler.draw([(140, 150)] * 6, seeded(9))
         assert draw.aperture is not None
         cut = sampler.cut(images, draw).patches
-        whole = GridPatchSampler(**SMALL, **options).cut(images, PatchDraw(*fields(draw)[:5], draw.grayscale)).patches
+        whole = GridPatchSampler(**SMALL, **options).cut(images, PatchDraw(*fields(draw), draw.grayscale)).patches
         changed = 0
         for patch, before, (x1, y1, x2, y2) in zip(cut, whole, draw.aperture.tolist(), strict=True):
             expected = torch.tensor(blank, dtype=patch.dtype).reshape(3, 1, 1).repeat(1, 32, 32)
