@@ -98,9 +98,10 @@ def wider_gaps(sampler: Sampler, size: int | None) -> list[Geometry]:
         if isinstance(sampler, RandomPairSampler):
             samplers[name] = sampler_from_config({**config, "gap": sampler.gap + gap})
         else:
-            cell = (sampler.crop - 2 * sampler.gap[0]) // 3
+            least = sampler.gap[0]
+            cell, apart = (sampler.crop - 2 * least) // 3, least + gap
             # Cells of 1.x overlap by a pixel, which leaves no room for a gap; 0.x' differ in nothing else.
-            changed = {"preset": "openmmlab-0.x", "crop": 3 * cell + 2 * gap, "gap": (gap, gap)}
+            changed = {"preset": "openmmlab-0.x", "crop": 3 * cell + 2 * apart, "gap": (apart, apart)}
             samplers[name] = sampler_from_config({**config, **changed})
     size_of = _size(sampler, size, _smallest(samplers["gap_whole"]))
     return [Geometry(name, made, size_of) for name, made in samplers.items()]
@@ -242,7 +243,7 @@ class PairAudit:
     def _add_gaps(self, photos: Photos) -> None:
         images = photos.scaled(self.gaps[0].size)
         titles = {
-            "gap_none": "larger photograph, same gap",
+            "gap_none": "larger photograph",
             "gap_half": "gap + 1/2 patch",
             "gap_whole": "gap + 1 patch",
         }
