@@ -35,6 +35,14 @@ def interval(result: Row) -> str:
     return f"{100 * result['low']:.1f} … {percent(result['high'])}"
 
 
+def rate_text(rate: float) -> str:
+    """Write a learning rate, small ones as 1.25e-4."""
+    if rate == 0 or rate >= 1e-3:
+        return f"{rate:.3g}"
+    mantissa, exponent = f"{rate:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
 # Curves ---------------------------------------------------------------------------------------------------------------
 
 
@@ -43,11 +51,11 @@ def curves(files: RunFiles) -> Child:
     if not files.log:
         return element("p", "No step was recorded.")
     epoch, step = number(files.last, "epoch"), files.last["step"]
-    x_label = f"step (an epoch has {step / epoch:,.0f})" if epoch and step else "step"
+    x_label = f"step ({step / epoch:,.0f} an epoch)" if epoch and step else "step"
     loss = line_chart(
         "Loss (nats a pair)",
         [
-            Series("training, dropout on", _points(files.means, "loss")),
+            Series("training", _points(files.means, "loss")),
             _evaluated(files, "held out", "loss"),
         ],
         show=lambda y: f"{y:.4g}",
@@ -57,7 +65,7 @@ def curves(files: RunFiles) -> Child:
     accuracy = line_chart(
         "Pretext accuracy (%)",
         [
-            Series("training, dropout on", _points(files.means, "accuracy")),
+            Series("training", _points(files.means, "accuracy")),
             _evaluated(files, "held out, 95 % interval", "accuracy"),
         ],
         show=lambda y: f"{100 * y:.3g}",
@@ -65,10 +73,10 @@ def curves(files: RunFiles) -> Child:
         mark=(CHANCE, f"chance, {CHANCE_PERCENT}"),
         from_zero=True,
     )
-    rate = line_chart(
+    rates = line_chart(
         "Learning rate",
         [Series("schedule", _points(files.log, "lr"))],
-        show=lambda y: f"{y:.3g}",
+        show=rate_text,
         x_label=x_label,
         from_zero=True,
     )
@@ -83,14 +91,15 @@ def curves(files: RunFiles) -> Child:
         element(
             "div",
             _captioned(
-                loss, "Cross entropy of the eight positions; for training, the mean between two lines of the log."
+                loss,
+                "Cross entropy of the eight positions; training: while learning, the mean between two lines of the log.",
             ),
             _captioned(
                 accuracy,
                 "How often the right one of eight positions has the highest score; held out: on images never trained "
                 "on, dropout off.",
             ),
-            _captioned(rate, "The learning rate at each step."),
+            _captioned(rates, "The learning rate at each step."),
             _captioned(speed, "Images trained on in a second, evaluations left out."),
             class_="pair",
         ),
@@ -148,7 +157,7 @@ def _log_line(row: Row, held_out: Row | None) -> list[Child]:
         f"{row.get('epoch', 0):.2f}",
         f"{row.get('images', 0):,}",
         duration(row.get("seconds", 0)),
-        "–" if lr is None else f"{lr:.3g}",
+        "–" if lr is None else rate_text(lr),
         "–" if loss is None else f"{loss:.3f}",
         percent(number(row, "accuracy")),
         percent(held_out["accuracy"]) if held_out else "–",

@@ -152,9 +152,9 @@ class Progress:
         self._state["step"] = step
         self._write_row(result)
         self._held_out_text = f", held-out {100 * result.accuracy:.1f} %"
-        self._speed = deque([(time.perf_counter() - self._start, self._images)], maxlen=self._speed.maxlen)
         if not self._bar.disable:
             self._describe()
+        self._speed = deque([(time.perf_counter() - self._start, self._images)], maxlen=self._speed.maxlen)
 
     def close(self) -> None:
         """Write what is left and close the files and the bar; a second call does nothing."""

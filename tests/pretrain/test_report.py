@@ -25,6 +25,7 @@ from context_pred.patches import GridPatchSampler
 from context_pred.patches.layout import POSITIONS
 from context_pred.pretext import PretextResult, Tally
 from context_pred.pretrain import charts, report
+from context_pred.pretrain._report_sections import rate_text
 from context_pred.pretrain.check import check
 from context_pred.pretrain.markup import duration, element, escaped, joined, picture
 from context_pred.pretrain.prepare import Preparation
@@ -411,6 +412,13 @@ class TestPieces:
     )  # fmt: skip
     def test_times(self, seconds: float, text: str) -> None:
         assert duration(seconds).replace("\N{NO-BREAK SPACE}", " ") == text
+
+    @pytest.mark.parametrize(
+        ("rate", "text"),
+        [(0, "0"), (0.2, "0.2"), (1e-3, "0.001"), (1.25e-4, "1.25e-4"), (9.17e-8, "9.17e-8"), (1e-5, "1e-5")],
+    )
+    def test_learning_rates(self, rate: float, text: str) -> None:
+        assert rate_text(rate) == text
 
     @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (5, "L")])
     def test_patches_of_any_channels(self, channels: int, mode: str) -> None:
