@@ -141,9 +141,9 @@ def measured(
         yield row("BSDS500", "recipe", "as trained", as_in_training(model, whole["BSDS500"], options, repeats))
     for name, files in whole.items():
         for color, gray in (("color", False), ("gray", True)):
-            tally = in_papers_geometry(model, files, repeats, gray=gray)
-            if tally is not None:
-                yield row(name, "paper", color, tally)
+            counted = in_papers_geometry(model, files, repeats, gray=gray)
+            if counted is not None:
+                yield row(name, "paper", color, counted)
 
 
 def main() -> None:
