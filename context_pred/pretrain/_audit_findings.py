@@ -53,7 +53,7 @@ class Finding:
 def findings(treatments: Sequence[Treatment], places: Sequence[Places]) -> tuple[Finding, ...]:
     """Hold every figure against its threshold; a sign must also stand clear of its own interval."""
     by_name = {treatment.name: treatment for treatment in treatments}
-    found = [_task(by_name["as_trained"])]
+    found = [_task(by_name["as_trained"], by_name.get("paper"))]
     if "gray" in by_name:
         found.append(_color(by_name))
     found.append(_borders(by_name))
@@ -64,11 +64,15 @@ def findings(treatments: Sequence[Treatment], places: Sequence[Places]) -> tuple
     return tuple(found)
 
 
-def _task(trained: Treatment) -> Finding:
+def _task(trained: Treatment, paper: Treatment | None) -> Finding:
     result = trained.result
     solved = result.low > CHANCE
     verdict = "better than chance" if solved else "not better than chance, so nothing can be said of how it is solved"
-    return Finding("task", None if not solved else False, f"As trained {result}: {verdict} (12.5%).")
+    text = f"As trained {result}: {verdict} (12.5%)."
+    if paper is not None:
+        spread = paper.result
+        text += f" In the paper's geometry {spread.accuracy:.1%} ({spread.low:.1%} … {spread.high:.1%})."
+    return Finding("task", None if not solved else False, text)
 
 
 def _judged(treatment: Treatment, threshold: float) -> bool | None:
