@@ -6,9 +6,9 @@ import importlib
 import io
 import json
 import struct
-import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -173,14 +173,21 @@ def sources(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(sources: Path, out: Path, *more: str) -> dict:
-    command = [sys.executable, SCRIPT, "--debian", sources / "debs", "--grocery", sources / "shop", "--out", out]
-    subprocess.run([*command, "--workers", "1", *more], check=True, capture_output=True)
-    return json.loads((out / "corpus.json").read_text())
+@pytest.fixture
+def run(sources: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict]:
+    """Runs the script's command line in this process on the sources; returns corpus.json."""
+
+    def call(out: Path, *more: str) -> dict:
+        command = ["corpus", "--debian", sources / "debs", "--grocery", sources / "shop", "--out", out]
+        monkeypatch.setattr(sys, "argv", [*map(str, command), "--workers", "1", *more])
+        corpus.main()
+        return json.loads((out / "corpus.json").read_text())
+
+    return call
 
 
-def test_whole_build(sources: Path) -> None:
-    made = run(sources, sources / "out", "--held-out", "0.3")
+def test_whole_build(sources: Path, run: Callable[..., dict]) -> None:
+    made = run(sources / "out", "--held-out", "0.3")
     assert sum(made["counts"].values()) == len(made["files"]) == 58
     assert {r["source"].split("/")[-1] for r in made["files"] if r["origin"] == "GroceryStoreDataset"} == {
         f"Apple_{i:03}.jpg" for i in range(38)
@@ -200,22 +207,22 @@ def test_whole_build(sources: Path) -> None:
     assert (sources / "out" / kept["path"]).read_bytes() == original.read_bytes()
 
 
-def test_same_seed_same_corpus_and_exclusion_takes_copies_along(sources: Path) -> None:
-    first = run(sources, sources / "one")
-    assert run(sources, sources / "two")["digest"] == first["digest"]
-    assert run(sources, sources / "other", "--seed", "1")["digest"] != first["digest"]
+def test_same_seed_same_corpus_and_exclusion_takes_copies_along(sources: Path, run: Callable[..., dict]) -> None:
+    first = run(sources / "one")
+    assert run(sources / "two")["digest"] == first["digest"]
+    assert run(sources / "other", "--seed", "1")["digest"] != first["digest"]
     excludes = sources / "excludes.txt"
     excludes.write_text("# shown\ngcompris-qt-data:usr/share/gcompris-qt/rcc/some.rcc:/r/subjecta.webp\n")
-    made = run(sources, sources / "three", "--exclude", str(excludes))
+    made = run(sources / "three", "--exclude", str(excludes))
     assert {source.split("/")[-1] for source in made["excluded"]} == {"subjecta.webp", "again.webp"}
     assert len(made["files"]) == len(first["files"]) - 1
     sides = {r["source"]: r["split"] for r in first["files"]}
     assert all(sides[r["source"]] == r["split"] for r in made["files"])
 
 
-def test_clothing_joins_and_moves_no_other_photograph(sources: Path) -> None:
-    before = run(sources, sources / "without", "--held-out", "0.3")
-    after = run(sources, sources / "with", "--held-out", "0.3", "--clothing", str(sources / "clothing"))
+def test_clothing_joins_and_moves_no_other_photograph(sources: Path, run: Callable[..., dict]) -> None:
+    before = run(sources / "without", "--held-out", "0.3")
+    after = run(sources / "with", "--held-out", "0.3", "--clothing", str(sources / "clothing"))
     sides = {r["source"]: r["split"] for r in after["files"]}
     assert sides.items() >= {r["source"]: r["split"] for r in before["files"]}.items()
     assert after["origins"]["clothing-dataset"]["files"] == len(sides) - len(before["files"]) == 42
