@@ -212,10 +212,10 @@ class GridPatchSampler:
         mean, std = (patches.new_tensor(v, dtype=torch.float32).reshape(-1, 1, 1) * top for v in (self.mean, self.std))
         if patches.requires_grad:
             return (patches.to(torch.float32) - mean) / std
-        # On a CPU blocks of a few megabytes stay in the cache while they are changed twice.
-        block = (
-            max(1, 2**17 // patches[0, 0].numel()) if len(patches) and patches.device.type == "cpu" else len(patches)
-        )
+        block = len(patches)
+        if block and patches.device.type == "cpu":
+            # Blocks of a megabyte or two stay in the cache while they are changed twice.
+            block = max(1, 2**17 // patches[0, 0].numel())
         normal = torch.empty(patches.shape, dtype=torch.float32, device=patches.device)
         for source, target in zip(torch.split(patches, block), torch.split(normal, block), strict=True):
             target.copy_(source).sub_(mean).div_(std)
