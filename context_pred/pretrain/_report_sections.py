@@ -92,7 +92,7 @@ def curves(files: RunFiles) -> Child:
             "div",
             _captioned(
                 loss,
-                "Cross entropy of the eight positions; training: while learning, the mean between two lines of the log.",
+                "Cross entropy of the eight positions; training: while learning, the mean from point to point.",
             ),
             _captioned(
                 accuracy,
