@@ -122,7 +122,8 @@ def cut_some_gray(
     _check(patches, batch=True)
     # On a CPU blocks of half a megabyte of integers stay in the cache, which is four times as fast.
     block = max(1, 2**17 // patches[0, 0].numel()) if patches.device.type == "cpu" else count
-    for part in torch.split(patches[:count], block):
+    for first in range(0, count, block):
+        part = patches[first : min(first + block, count)]
         part.copy_(luma(part)[:, None])
     return patches.index_select(0, order.argsort())
 

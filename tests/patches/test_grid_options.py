@@ -213,6 +213,21 @@ class TestAperture:
             sampler(torch.rand(1, 5, 130, 130))
 
 
+def test_gradients_reach_the_images_through_every_option() -> None:
+    """The derivative of the sum along one direction, against two samples a step apart."""
+    sampler = GridPatchSampler(**SMALL, **ALL, std=(1.0, 1.0, 1.0))
+    images = (0.25 + 0.5 * torch.rand(6, 3, 130, 130, generator=seeded(11))).requires_grad_()
+    draw = sampler.draw([(130, 130)] * 6, seeded(12))
+    assert draw.grayscale is not None
+    assert 0 < int(draw.grayscale.sum()) < 6
+    weight = torch.rand(54, 3, 32, 32, generator=seeded(13))
+    (sampler.cut(images, draw).patches * weight).sum().backward()
+    step = 0.01 * torch.rand(images.shape, generator=seeded(14))
+    ends = [(sampler.cut(images.detach() + k * step, draw).patches * weight).double().sum() for k in (-1, 1)]
+    assert images.grad is not None
+    assert float((images.grad * step).double().sum()) == pytest.approx(float(ends[1] - ends[0]) / 2, rel=1e-3)
+
+
 def fields(draw: PatchDraw) -> list[Tensor]:
     return [draw.boxes, draw.image, draw.neighbor, draw.center, draw.position]
 
