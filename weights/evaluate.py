@@ -19,7 +19,7 @@ linear in five stratified folds. `--set folders=DIR` takes any folder of `train/
 The JSON file is written after every model, seed and set, and the same command goes on where it was stopped; what is in
 the file already is not computed again, so the random initialisations can be done first. At the end the table says for
 every set, label and method whether each model, at its best layer, is better than the random initialisation at its best
-by more than two spreads (standard deviation over the seeds). Three CPU minutes a model and seed for the three sets.
+by more than two spreads (standard deviation over the seeds). Four CPU minutes a model and seed for the three sets.
 """
 
 from __future__ import annotations

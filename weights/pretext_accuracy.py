@@ -10,7 +10,8 @@
   the same code as `context-pred audit` uses.
 
 Each photograph is asked `--repeats` times with other draws. The intervals are over whole photographs: all draws of one
-count as one. Three minutes on one core for a ResNet-18 with 32 px patches. Chance is 12.5 %.
+count as one. Six CPU minutes for a ResNet-18 with 32 px patches and the corpus's
+937 held-out photographs. Chance is 12.5 %.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--recipe", help="name or path (default: recipe.toml beside the model's folder)")
     parser.add_argument("--corpus", type=Path, help="what weights/corpus.py made")
     parser.add_argument("--bsds", type=Path, help="clone of BIDS/BSDS500, or a folder of its photographs")
-    parser.add_argument("--repeats", type=int, default=10, help="draws of each photograph (default 10)")
+    parser.add_argument("--repeats", type=int, default=5, help="draws of each photograph (default 5)")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     if not args.corpus and not args.bsds:
