@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, Literal
 
 import torch
@@ -152,11 +152,11 @@ class GridPatchSampler:
         grey = uniform((batch,), generator) < self.grayscale
         aperture = draw_apertures(batch, 9, self.patch, self.aperture, generator) if self.aperture else None
         blur = uniform((batch,), generator) < self.chroma_blur if self.chroma_blur else None
-        table, nine = _table(self.pairs)
-        neighbor, center, position = (table + nine * torch.arange(batch)[:, None]).flatten(1).unbind()
+        table, image = (indices.clone() for indices in _indices(self.pairs, batch))
+        neighbor, center, position = table.unbind()
         return PatchDraw(
             boxes=torch.cat([corner, corner + self.patch], 1),
-            image=torch.arange(9 * batch) // 9,
+            image=image,
             neighbor=neighbor,
             center=center,
             position=position,
@@ -296,8 +296,12 @@ def _cells(crop: int, patch: int, gap: tuple[int, int], shared_edge: bool) -> tu
     return start[:, cell], (side - patch + 1)[:, cell]
 
 
-@cache
-def _table(pairs: str) -> tuple[Tensor, Tensor]:
-    """Return neighbor, center and position of one image's pairs, (3, 1, M), and what each gains an image, (3, 1, 1)."""
-    table = torch.tensor(center_pairs() if pairs == "center" else adjacent_pairs()).T[:, None].contiguous()
-    return table, torch.tensor([9, 9, 0])[:, None, None]
+@lru_cache(8)  # one batch size for training, one for its last batch, and a single image
+def _indices(pairs: str, batch: int) -> tuple[Tensor, Tensor]:
+    """Return neighbor, center and position of all pairs, (3, batch · M), and the image of each patch, (9 · batch,).
+
+    Nobody may change them.
+    """
+    table = torch.tensor(center_pairs() if pairs == "center" else adjacent_pairs()).T[:, None]
+    first = torch.tensor([9, 9, 0])[:, None, None] * torch.arange(batch)[:, None]
+    return (table + first).flatten(1), torch.arange(9 * batch) // 9
