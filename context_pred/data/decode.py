@@ -9,6 +9,8 @@ whether a file is damaged.
 from __future__ import annotations
 
 import io
+import os
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from context_pred.errors import ImageError
+from context_pred.patches.shortcuts import luma_pil
 
 from . import images
 
@@ -37,6 +40,7 @@ class Photo:
         name: What errors call it; None: the path, or "image" for bytes.
 
     Attributes:
+        name: What errors call it.
         height: In px, upright.
         width: In px, upright.
 
@@ -45,8 +49,8 @@ class Photo:
     """
 
     def __init__(self, source: str | Path | bytes, name: str | None = None) -> None:
-        self._name = name or ("image" if isinstance(source, bytes) else str(source))
-        self._data = source if isinstance(source, bytes) else _bytes(source, self._name)
+        self.name = name or ("image" if isinstance(source, bytes) else str(source))
+        self._data = source if isinstance(source, bytes) else _bytes(source, self.name)
         self._jpeg = _jpeg(self._data)
         self._whole: Tensor | None = None
         if self._jpeg is None:
@@ -55,24 +59,44 @@ class Photo:
         else:
             self.height, self.width = self._jpeg.upright_size
 
-    def pixels(self) -> Tensor:
-        """Decode at full size: uint8 (3, height, width), RGB, upright; the channels of a pixel side by side in memory.
+    @property
+    def decoded(self) -> bool:
+        """Whether it had to be decoded to know its size, and is held whole."""
+        return self._whole is not None
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes the file has."""
+        return len(self._data)
+
+    def pixels(self, *, grey: bool = False) -> Tensor:
+        """Decode at full size.
+
+        Args:
+            grey: True gives one channel. Of a JPEG file it is the brightness that the file stores, which costs a
+                quarter less to decode; the brightness of the decoded colours (Pillow's "L", which other files give)
+                differs from it by more than one grey level only where colours were clipped.
+
+        Returns:
+            uint8 (3, height, width), RGB, or (1, height, width), upright; the channels of a pixel lie side by side.
 
         Raises:
             ImageError: the file is damaged.
         """
-        if self._whole is None and self._jpeg is not None:
+        if self._jpeg is not None:
             try:
-                decoded = decode_jpeg(torch.frombuffer(bytearray(self._data), dtype=torch.uint8), ImageReadMode.RGB)
+                decoded = decode_jpeg(
+                    torch.frombuffer(bytearray(self._data), dtype=torch.uint8),
+                    ImageReadMode.GRAY if grey else ImageReadMode.RGB,
+                )
             except RuntimeError:
-                self._whole = self._slowly()
+                self._jpeg, self._whole = None, self._slowly()
             else:
-                self._whole = _upright(decoded, self._jpeg.orientation)
-        elif self._whole is None:
-            self._whole = self._slowly()
-        return self._whole
+                return _upright(decoded, self._jpeg.orientation)
+        whole = self._slowly() if self._whole is None else self._whole
+        return luma_pil(whole)[None] if grey else whole
 
-    def reduced(self, part: int) -> tuple[Tensor, int]:
+    def reduced(self, part: int, *, grey: bool = False) -> tuple[Tensor, int]:
         """Decode at a half, a quarter or an eighth of the size: at the smallest that is no less than 1 / ``part``.
 
         Only plain JPEG files can be decoded so, in a fraction of the time; each pixel is then the mean of a block.
@@ -84,21 +108,22 @@ class Photo:
             ImageError: the file is damaged.
         """
         divisor = min(8, 1 << (max(1, part).bit_length() - 1))
-        if self._jpeg is None or self._whole is not None or divisor == 1:
-            return self.pixels(), 1
+        if self._jpeg is None or divisor == 1:
+            return self.pixels(grey=grey), 1
         height, width = self._jpeg.stored_size
+        mode = "L" if grey else "RGB"
         try:
             with Image.open(io.BytesIO(self._data)) as image:
-                image.draft(None, (max(1, width // divisor), max(1, height // divisor)))
-                plain = image.convert("RGB")
+                image.draft(mode, (max(1, width // divisor), max(1, height // divisor)))
+                plain = image.convert(mode)
         except Exception:  # whatever Pillow's decoder raises: the careful way finds the reason, or gets through
-            return self.pixels(), 1
+            return self.pixels(grey=grey), 1
         if plain.size != (-(-width // divisor), -(-height // divisor)):
-            return self.pixels(), 1
+            return self.pixels(grey=grey), 1
         return _upright(_tensor(plain), self._jpeg.orientation), divisor
 
     def _slowly(self) -> Tensor:
-        return _tensor(images.read(self._data, name=self._name).image)
+        return _tensor(images.read(self._data, name=self.name).image)
 
 
 @dataclass(frozen=True)
@@ -116,8 +141,10 @@ class _Jpeg:
 
 def _bytes(path: str | Path, name: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        with open(path, "rb", buffering=0) as file:
+            # Asked for the whole, the system gives it in one piece; the rest is for what grows or is no plain file.
+            start = file.read(os.fstat(file.fileno()).st_size + 1)
+            return start + file.read()
     except OSError:
         images.read(path, name=name)  # puts the reason into words
         raise ImageError(f"{name}: cannot be read") from None
@@ -127,29 +154,25 @@ def _jpeg(data: bytes) -> _Jpeg | None:
     """Read the header of a JPEG file that the fast decoders take; None for every other file."""
     if data[:3] != b"\xff\xd8\xff":
         return None
-    at, labelled = 2, False
+    at, labelled, size = 2, False, (0, 0)
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
-        if marker == 0xFF or marker in _NO_LENGTH:
-            at += 1 if marker == 0xFF else 2
-            continue
-        if marker in _PLAIN_FRAMES:
-            bits, height, width, components = data[at + 4], _short(data, at + 5), _short(data, at + 7), data[at + 9]
+        if marker == _SCAN:
+            return _Jpeg(size, _orientation(data) if labelled else 1) if size != (0, 0) else None
+        if marker in _PLAIN_FRAMES and size == (0, 0):
+            bits, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
             most = Image.MAX_IMAGE_PIXELS
             if bits != 8 or components not in (1, 3) or not height * width or (most and height * width > most):
                 return None
-            # What says the orientation comes before the frame, as cameras write it; Pillow looks there and beyond.
-            orientation = _orientation(data) if labelled or data.find(b"\xff\xe1", at) >= 0 else 1
-            return _Jpeg((height, width), orientation)
-        if marker in _OTHER_FRAMES or marker in (_SCAN, _END):
+            size = (height, width)
+        elif marker in _OTHER_FRAMES or marker in _PLAIN_FRAMES or marker == _END:
             return None
+        elif marker == 0xFF or marker in _NO_LENGTH:
+            at += 1 if marker == 0xFF else 2
+            continue
         labelled = labelled or marker == _APP1
-        at += 2 + _short(data, at + 2)
+        at += 2 + (data[at + 2] << 8) + data[at + 3]
     return None
-
-
-def _short(data: bytes, at: int) -> int:
-    return int.from_bytes(data[at : at + 2], "big")
 
 
 def _orientation(data: bytes) -> int:
@@ -164,7 +187,8 @@ def _orientation(data: bytes) -> int:
 
 
 def _tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    values = torch.from_numpy(np.array(image))
+    return values.permute(2, 0, 1) if values.ndim == 3 else values[None]
 
 
 def _upright(pixels: Tensor, orientation: int) -> Tensor:

@@ -19,7 +19,7 @@ def resize_window(
     """Resize an image, bilinearly, and return a window of the result; what lies beyond it is not computed if it can be.
 
     Args:
-        pixels: uint8 (C, H, W); fastest with the channels of a pixel side by side in memory.
+        pixels: uint8 (C, H, W), C 1 or 3; fastest with the channels of a pixel side by side in memory.
         size: (height, width) of the whole image after resizing.
         window: (left, top, width, height) in the resized image.
         antialias: True averages over source pixels, as Pillow's ``BILINEAR`` does, False samples at half-pixel
@@ -29,33 +29,71 @@ def resize_window(
         uint8 (C, height, width) of the window.
     """
     left, top, width, height = window
-    rows, columns = pixels.shape[1:]
-    if size == (rows, columns):
+    if size == tuple(pixels.shape[1:]):
         return pixels[:, top : top + height, left : left + width]
-    if antialias and size[0] * size[1] > max(_LARGE, 4 * width * height):
+    if not antialias:
+        resized = F.interpolate(pixels[None], size, mode="bilinear")[0]
+    elif size[0] * size[1] > max(_LARGE, 4 * width * height):
         return _by_pillow(pixels, size, window)
-    # Up to the window's lower right corner: the upper left one must stay, for the sampling to start where it does.
-    below, right = _needed(top + height, rows, size[0], antialias), _needed(left + width, columns, size[1], antialias)
-    part = pixels[None, :, :below, :right].contiguous(memory_format=torch.channels_last)
-    factor = (size[0] / rows, size[1] / columns)
-    if below == rows and right == columns:
-        resized = F.interpolate(part, size, mode="bilinear", antialias=antialias)
     else:
-        resized = F.interpolate(part, scale_factor=factor, mode="bilinear", antialias=antialias)
-    return resized[0, :, top : top + height, left : left + width]
+        across = _across(pixels, size, left + width, top + height)
+        resized = _down(across, pixels.shape[1], size[0], top + height).permute(2, 0, 1)
+    return resized[:, top : top + height, left : left + width]
 
 
-def _needed(end: int, source: int, target: int, antialias: bool) -> int:
-    """Count the source samples that the first ``end`` of ``target`` resized ones are made of, and yield."""
-    scale = source / target
-    reach = max(scale, 1.0) if antialias else 1.0
-    return min(source, math.ceil((end + 1) * scale + reach) + 1)
+# PyTorch's kernel for bytes is fast with four values a pixel or three, side by side. The pass down the columns treats
+# all columns alike, so any four bytes of a row are a pixel to it; the pass along the rows treats all rows alike, so
+# that those of a grey image are dealt out to four channels. Either pass starts at the upper left corner, which keeps
+# the sampling points where they are, and ends where the window does.
+
+
+def _across(pixels: Tensor, size: tuple[int, int], right: int, bottom: int) -> Tensor:
+    """Resize the rows that ``_down`` needs, their first ``right`` pixels: (rows, at least right, C)."""
+    channels, height, width = pixels.shape
+    scale = height / size[0]
+    rows = min(height, math.ceil((bottom + 0.5) * scale + max(scale, 1.0)) + 1)
+    taken = pixels[:, :rows].permute(1, 2, 0).contiguous()
+    if width == size[1]:
+        return taken
+    columns = min(size[1], -(-right // 4) * 4)
+    factor = (1.0, size[1] / width)
+    if channels != 1:
+        return _resized(taken, (rows, columns), factor)
+    quarter = -(-rows // 4)
+    if rows % 4:
+        taken = F.pad(taken, (0, 0, 0, 0, 0, 4 * quarter - rows))
+    planes: Tensor = torch.ops.aten._upsample_bilinear2d_aa(
+        taken.reshape(1, 4, quarter, width), (quarter, columns), False, *factor
+    )
+    return planes.reshape(4 * quarter, columns, 1)[:rows]
+
+
+def _down(pixels: Tensor, source: int, target: int, bottom: int) -> Tensor:
+    """Resize the columns of an image (rows, W, C) that was ``source`` pixels high: (bottom, W, C)."""
+    if source == target:
+        return pixels
+    rows, width, channels = pixels.shape
+    values = width * channels
+    lot = 4 if values % 4 == 0 else channels
+    resized = _resized(pixels.reshape(rows, values // lot, lot), (bottom, values // lot), (target / source, 1.0))
+    return resized.reshape(bottom, width, channels)
+
+
+def _resized(pixels: Tensor, size: tuple[int, int], factor: tuple[float, float]) -> Tensor:
+    """Compute the first ``size`` pixels of (H, W, C), contiguous, resized by ``factor`` with antialiasing."""
+    height, width, channels = pixels.shape
+    # With the batch's stride as it is of many images: else PyTorch may take a single one for channels after the other.
+    images = pixels.as_strided((1, channels, height, width), (pixels.numel(), 1, width * channels, channels))
+    # F.interpolate takes the size or the factor, the operator below it both.
+    resized: Tensor = torch.ops.aten._upsample_bilinear2d_aa(images, size, False, *factor)
+    return resized[0].permute(1, 2, 0)
 
 
 def _by_pillow(pixels: Tensor, size: tuple[int, int], window: tuple[int, int, int, int]) -> Tensor:
     left, top, width, height = window
     down, across = pixels.shape[1] / size[0], pixels.shape[2] / size[1]
     box = (left * across, top * down, (left + width) * across, (top + height) * down)
-    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    whole = pixels.permute(1, 2, 0).contiguous().numpy()
+    image = Image.fromarray(whole[..., 0] if whole.shape[2] == 1 else whole)
     resized = image.resize((width, height), Image.Resampling.BILINEAR, box)
     return torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).reshape(height, width, -1).permute(2, 0, 1)

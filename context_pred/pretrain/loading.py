@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,20 +11,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from context_pred.data.collection import Collection
 from context_pred.errors import ContextPredError, ImageError
 from context_pred.patches import PatchDraw, joined
 from context_pred.training import keys
 
-from .prepare import Preparation, Prepared
+from .prepare import Begun, Preparation, Prepared
 
 AHEAD = 2
 """Micro-batches that each worker prepares ahead."""
 
 IN_A_ROW = 100
 """So many damaged images one after the other are no accident."""
+
+TOGETHER = 32_000_000
+"""Bytes of files that are read before any is decoded: first all are drawn for, then all decoded, so that each part of
+the work finds its code and its tables in the processor's caches, which is worth a quarter of the time."""
 
 _GRACE = 60
 """Seconds that a worker goes on after the signal to end, for its process to save what it has done."""
@@ -126,6 +131,19 @@ def _begin_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
 
 
+def _stacked(pixels: Sequence[Tensor]) -> Tensor:
+    """Stack images of one size, in a worker straight into the memory that it shares with the main process."""
+    shape = (len(pixels), *pixels[0].shape)
+    if get_worker_info() is None:
+        stacked = torch.empty(shape, dtype=torch.uint8)
+    else:
+        shared: torch.UntypedStorage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+        stacked = torch.empty(0, dtype=torch.uint8).set_(shared).reshape(shape)
+    for slot, one in zip(stacked, pixels, strict=True):
+        slot.copy_(one)
+    return stacked
+
+
 class _Batches(Dataset[MicroBatch]):
     """Turns a list of (epoch, image) into a micro-batch, in a worker."""
 
@@ -139,30 +157,56 @@ class _Batches(Dataset[MicroBatch]):
             return error
 
     def _load(self, places: Sequence[tuple[int, int]]) -> MicroBatch:
-        index, prepared = [], []
         damaged: dict[int, str] = {}
-        for epoch, image in places:
-            shown, ready = self._first_readable(epoch, image, damaged)
-            index.append(shown)
-            prepared.append(ready)
-        draw = joined([ready.draw for ready in prepared])
-        images: Tensor | list[Tensor] = [ready.pixels for ready in prepared]
-        if self.preparation.crop is not None:
-            images = torch.stack(images)  # type: ignore[arg-type]
-        return MicroBatch(images, draw, tuple(index), tuple(damaged.items()))
+        shown: list[tuple[int, Prepared]] = []
+        waiting: list[tuple[tuple[int, int], Begun | Prepared | ImageError]] = []
+        held = 0
+        for place in places:
+            begun = self._begin(*place)
+            waiting.append((place, begun))
+            held += begun.photo.bytes if isinstance(begun, Begun) else 0
+            if held > TOGETHER:
+                shown += [self._finish(*place, begun, damaged) for place, begun in waiting]
+                waiting, held = [], 0
+        shown += [self._finish(*place, begun, damaged) for place, begun in waiting]
+        pixels = [prepared.pixels for _, prepared in shown]
+        images = pixels if self.preparation.crop is None else _stacked(pixels)
+        draw = joined([prepared.draw for _, prepared in shown])
+        return MicroBatch(images, draw, tuple(index for index, _ in shown), tuple(damaged.items()))
 
-    def _first_readable(self, epoch: int, image: int, damaged: dict[int, str]) -> tuple[int, Prepared]:
-        count = len(self.collection)
-        for step in range(min(IN_A_ROW, count)):
-            tried = (image + step) % count
-            name = self.collection.names[tried]
+    def _begin(self, epoch: int, image: int) -> Begun | Prepared | ImageError:
+        """Draw for an image; one that had to be decoded for that is finished at once and takes no more room."""
+        try:
+            source = self.collection.read(image)
+            generator = keys.generator(self.seed, epoch, image)
+            begun = self.preparation.begin(source, generator, self.collection.names[image])
+            return self.preparation.finish(begun) if begun.photo.decoded else begun
+        except ImageError as error:
+            return error
+
+    def _finish(
+        self, epoch: int, image: int, begun: Begun | Prepared | ImageError, damaged: dict[int, str]
+    ) -> tuple[int, Prepared]:
+        """Decode an image, or the first after it that can be."""
+        reason = begun
+        if not isinstance(begun, ImageError):
             try:
-                source = self.collection.read(tried)
-                return tried, self.preparation(source, keys.generator(self.seed, epoch, image), name)
+                return image, begun if isinstance(begun, Prepared) else self.preparation.finish(begun)
             except ImageError as error:
-                damaged[tried] = str(error).removeprefix(f"{name}: ")
-        reasons = list(damaged.items())[-1]
+                reason = error
+        damaged[image] = self._reason(image, reason)
+        count = len(self.collection)
+        for step in range(1, min(IN_A_ROW, count)):
+            tried = (image + step) % count
+            try:
+                source, generator = self.collection.read(tried), keys.generator(self.seed, epoch, image)
+                return tried, self.preparation(source, generator, self.collection.names[tried])
+            except ImageError as error:
+                damaged[tried] = self._reason(tried, error)
         raise ImageError(
-            f"{min(IN_A_ROW, count)} images in a row cannot be read, the last of them "
-            f"{self.collection.names[reasons[0]]}: {reasons[1]}"
+            f"{min(IN_A_ROW, count)} images in a row cannot be read, from {self.collection.names[image]} on: "
+            f"{damaged[image]}"
         )
+
+    def _reason(self, image: int, error: object) -> str:
+        return str(error).removeprefix(f"{self.collection.names[image]}: ")

@@ -16,8 +16,8 @@ from context_pred.data.resampling import resize_window
 from context_pred.errors import ImageError, InvalidInputError, unknown
 from context_pred.patches import GridPatchSampler, PatchDraw, RandomPairSampler
 from context_pred.patches._random import below, uniform
+from context_pred.patches.grid import PRESETS
 from context_pred.patches.random_pairs import draw_size
-from context_pred.patches.shortcuts import luma_pil
 
 MODES = ("resize", "pixels", "squares")
 
@@ -101,6 +101,27 @@ class _Plan:
     square: tuple[int, int, int] | None = None
 
 
+@dataclass(frozen=True)
+class Begun:
+    """An image whose file is read and whose patches are drawn, but which is not decoded.
+
+    Attributes:
+        photo: The image.
+        plan: What is to be done to it.
+        window: (left, top, width, height) of the resized (and mirrored) image that is shipped.
+        flip: Whether it is mirrored.
+        grey: Whether it is decoded grey.
+        draw: What the sampler drew, boxes in the window's coordinates.
+    """
+
+    photo: Photo
+    plan: _Plan
+    window: tuple[int, int, int, int]
+    flip: bool
+    grey: bool
+    draw: PatchDraw
+
+
 class Preparation:
     """Decode an image, bring it to size, mirror it, draw its patches, and keep the pixels that the patches need.
 
@@ -109,7 +130,8 @@ class Preparation:
     is drawn whatever its probability, so that the same boxes come with and without.
 
     With a ``GridPatchSampler`` the pixels are a window of ``crop`` × ``crop``, so that images stack; with a
-    ``RandomPairSampler`` they are the whole resized image.
+    ``RandomPairSampler`` they are the whole resized image. An image that the sampler turns grey is decoded grey where
+    that saves time, its three channels alike, and no longer marked as one to turn grey.
 
     Args:
         options: The recipe's.
@@ -133,6 +155,9 @@ class Preparation:
                 f"in_channels={in_channels}; accepted for images from files with a {type(sampler).__name__}: "
                 f"{' or '.join(map(str, accepted))}."
             )
+        # Grey by the brightness that a JPEG file stores, where the sampler's grey is the same one: of red, green, blue.
+        preset = PRESETS[sampler.preset].grayscale if isinstance(sampler, GridPatchSampler) else "pil"
+        self._grey_early = preset == "pil" and getattr(sampler, "channel_order", "rgb") == "rgb"
         if options.mode == "resize" and options.resize < self.least:
             raise InvalidInputError(
                 f"resize={options.resize} px leaves the sampler no room; accepted: from {self.least} px up."
@@ -155,19 +180,46 @@ class Preparation:
             ImageError: a damaged file, or none; or so long a strip that resizing it would take more pixels than Pillow
                 allows an image.
         """
+        return self.finish(self.begin(source, generator, name))
+
+    def begin(self, source: Path | bytes, generator: torch.Generator, name: str | None = None) -> Begun:
+        """Do the first half, all but the pixels: read the file, draw. Arguments and errors as for the whole."""
         photo = Photo(source, name)
         plan = self._plan(photo, generator)
         flip = bool(uniform((), generator) < self.options.flip)
         draw = self.sampler.draw([(plan.height, plan.width)], generator)
-        window, draw = self._window(plan, draw)
-        left, top, width, height = window
-        taken = (plan.width - left - width if flip else left, top, width, height)
-        pixels = self._pixels(photo, plan, taken, name)
-        if flip:
+        grey = self.in_channels == 1 or (self._grey_early and draw.grayscale is not None and bool(draw.grayscale))
+        if grey and draw.grayscale is not None:
+            draw = dataclasses.replace(draw, grayscale=torch.zeros_like(draw.grayscale))
+        if self.crop is None:
+            return Begun(photo, plan, (0, 0, plan.width, plan.height), flip, grey, draw)
+        first = draw.boxes.amin(0).tolist()
+        left, top = min(first[0], plan.width - self.crop), min(first[1], plan.height - self.crop)
+        draw = dataclasses.replace(draw, boxes=draw.boxes - torch.tensor([left, top, left, top]))
+        return Begun(photo, plan, (left, top, self.crop, self.crop), flip, grey, draw)
+
+    def finish(self, begun: Begun) -> Prepared:
+        """Do the second half: decode and resize.
+
+        Raises:
+            ImageError: the file is damaged, or too long a strip.
+        """
+        plan = begun.plan
+        left, top, width, height = begun.window
+        if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
+            raise ImageError(
+                f"{begun.photo.name}: a strip of {begun.photo.width}×{begun.photo.height} px, which would become "
+                f"{plan.width}×{plan.height} px, more than PIL.Image.MAX_IMAGE_PIXELS"
+            )
+        taken = (plan.width - left - width if begun.flip else left, top, width, height)
+        size = (plan.height, plan.width)
+        if plan.square is None:
+            pixels = resize_window(begun.photo.pixels(grey=begun.grey), size, taken, self.options.antialias)
+        else:
+            pixels = resize_window(_square(begun.photo, plan.square, plan.height, begun.grey), size, taken)
+        if begun.flip:
             pixels = pixels.flip(-1)
-        if self.in_channels == 1:
-            pixels = luma_pil(pixels)[None]
-        return Prepared(pixels, draw)
+        return Prepared(pixels.expand(self.in_channels, -1, -1), begun.draw)
 
     def enlarged(self, height: int, width: int) -> float:
         """Return by how much an image of this size is enlarged at most; 1 or less where it never is."""
@@ -201,27 +253,12 @@ class Preparation:
         target = options.resize
         return _Plan(target * height // short, target * width // short)
 
-    def _window(self, plan: _Plan, draw: PatchDraw) -> tuple[tuple[int, int, int, int], PatchDraw]:
-        """Choose the (left, top, width, height) that is shipped, and shift the boxes into it."""
-        if self.crop is None:
-            return (0, 0, plan.width, plan.height), draw
-        first = draw.boxes[:, :2].amin(0)
-        corner = torch.minimum(first, torch.tensor([plan.width, plan.height]) - self.crop)
-        left, top = corner.tolist()
-        return (left, top, self.crop, self.crop), dataclasses.replace(draw, boxes=draw.boxes - corner.repeat(2))
 
-    def _pixels(self, photo: Photo, plan: _Plan, window: tuple[int, int, int, int], name: str | None) -> Tensor:
-        most = Image.MAX_IMAGE_PIXELS
-        if most and window[2] * window[3] > most:
-            raise ImageError(
-                f"{name or 'image'}: a strip of {photo.width}×{photo.height} px would become "
-                f"{plan.width}×{plan.height} px, more than PIL.Image.MAX_IMAGE_PIXELS"
-            )
-        if plan.square is None:
-            return resize_window(photo.pixels(), (plan.height, plan.width), window, self.options.antialias)
-        top, left, side = plan.square
-        pixels, divisor = photo.reduced(side // plan.height)
-        side = min(max(1, round(side / divisor)), *pixels.shape[1:])
-        top, left = min(top // divisor, pixels.shape[1] - side), min(left // divisor, pixels.shape[2] - side)
-        square = pixels[:, top : top + side, left : left + side]
-        return resize_window(square, (plan.height, plan.width), window, antialias=True)
+def _square(photo: Photo, square: tuple[int, int, int], least: int, grey: bool) -> Tensor:
+    """Decode a square (top, left, side) of a photograph, at a fraction of its size as long as ``least`` px remain."""
+    top, left, side = square
+    pixels, divisor = photo.reduced(side // least, grey=grey)
+    rows, columns = pixels.shape[1:]
+    side = min(max(1, round(side / divisor)), rows, columns)
+    top, left = min(top // divisor, rows - side), min(left // divisor, columns - side)
+    return pixels[:, top : top + side, left : left + side]
