@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import zlib
 from collections.abc import Iterator
@@ -17,6 +18,11 @@ from context_pred.model import ContextPredictionModel
 from context_pred.patches import PatchPairs
 from context_pred.patches.layout import RASTER_FROM_1X
 from context_pred.pooling import pool_map
+from context_pred.pretext import pretext_loss
+from context_pred.ranks import Ranks
+from context_pred.training.loop import Loop
+from context_pred.training.optimizer import OptimizerOptions, make_optimizer
+from context_pred.training.order import Order
 
 FOLDER = Path(__file__).parent / "goldens"
 RASTER = torch.tensor(RASTER_FROM_1X)
@@ -115,13 +121,27 @@ def test_neck_and_logits(model, goldens):
     assert float(loss) == pytest.approx(float(goldens["eval/loss_eval"]), rel=1e-5)
 
 
-def trained(dtype: torch.dtype, memory_format: torch.memory_format) -> Iterator[tuple[float, dict[str, torch.Tensor]]]:
-    """Five steps as the goldens took them, the centre once; yields each loss and the weights it was computed with."""
-    model = filled(dropout=0.0, bn3=0.1).to(dtype).to(memory_format=memory_format).train()
-    backbone = list(model.backbone.parameters())
-    rest = [*model.neck.parameters(), *model.head.parameters()]
-    groups = [{"params": backbone, "weight_decay": 1e-4}, {"params": rest, "weight_decay": 5e-4}]
-    optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9)
+class Constant:
+    """Six steps at upstream's rate: five, and one more for the loss after them."""
+
+    steps = 6
+
+    def rate(self, step: int) -> float:
+        return 0.01
+
+
+def objective(
+    model: torch.nn.Module, pairs: PatchPairs, noise: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    logits = model(pairs)
+    return pretext_loss(logits, pairs.position), (logits.argmax(1) == pairs.position).sum(), len(pairs)
+
+
+def trained(precision: str, memory_format: torch.memory_format) -> Iterator[tuple[float, dict[str, torch.Tensor]]]:
+    """The steps as the goldens took them, through the training loop; yields each loss and the weights after it."""
+    dtype = {"float64": torch.float64, "float32": torch.float32}[precision]
+    model = filled(dropout=0.0, bn3=0.1).to(dtype).to(memory_format=memory_format)
+    options = OptimizerOptions("sgd", 0.01, momentum=0.9, weight_decay=1e-4, pair_layers_weight_decay=5e-4)
     patches = torch.from_numpy(np.random.RandomState(1).randn(8, 9, 3, 64, 64).astype(np.float32)).to(dtype)
     first = torch.arange(8) * 9
     pairs = PatchPairs(
@@ -132,18 +152,24 @@ def trained(dtype: torch.dtype, memory_format: torch.memory_format) -> Iterator[
         boxes=torch.zeros(72, 4, dtype=torch.int64),
         image=torch.arange(8).repeat_interleave(9),
     )
-    for _ in range(5):
-        loss = F.cross_entropy(model(pairs), pairs.position)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        yield loss.item(), model.state_dict()
-    yield F.cross_entropy(model(pairs), pairs.position).item(), {}
+    loop = Loop(
+        model,
+        objective,
+        make_optimizer(model, options),
+        Constant(),
+        Order(8, 8, 8, seed=0),
+        lambda first: itertools.repeat(pairs),
+        Ranks(),
+        device=torch.device("cpu"),
+        precision=precision,
+    )
+    for stepped in loop.steps():
+        yield stepped.loss, model.state_dict()
 
 
 @pytest.mark.slow
 def test_five_training_steps_in_double_precision(goldens):
-    for step, (loss, state) in enumerate(trained(torch.float64, torch.contiguous_format), 1):
+    for step, (loss, state) in enumerate(trained("float64", torch.contiguous_format), 1):
         assert loss == pytest.approx(goldens["train/train_losses"][step - 1], rel=1e-9)
         compared = 0
         for key in state:
@@ -159,5 +185,5 @@ def test_five_training_steps_in_double_precision(goldens):
 @pytest.mark.slow
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_five_training_steps_in_single_precision(goldens, memory_format):
-    losses = [loss for loss, _ in trained(torch.float32, memory_format)]
+    losses = [loss for loss, _ in trained("float32", memory_format)]
     np.testing.assert_allclose(losses, goldens["train/train_losses"], rtol=1e-3)

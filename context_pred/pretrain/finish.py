@@ -1,12 +1,8 @@
-"""What a run leaves behind: the model as the zoo takes it, its figures, sampled pairs, the damaged images, the report."""
+"""What a run leaves behind: the model as the zoo takes it, its figures, sampled pairs, the report."""
 
 from __future__ import annotations
 
-import json
 import time
-import tomllib
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
@@ -22,6 +18,7 @@ from context_pred.training import keys
 from context_pred.weights_file import write_bytes
 
 from . import report
+from .folder import write_result
 from .loading import load
 
 if TYPE_CHECKING:
@@ -29,9 +26,6 @@ if TYPE_CHECKING:
 
 SAMPLED = 24
 """Pairs that the report shows."""
-
-# What a resumed run may change: none of it touches the weights.
-FREE = {"run.evaluate_every", "run.checkpoint_every", "run.keep", "run.damaged_share"}
 
 
 def finish(
@@ -54,7 +48,7 @@ def finish(
         "images_seen": images_seen,
         "steps": steps,
     }
-    write_bytes((json.dumps(figures, indent=1) + "\n").encode(), run.folder / "result.json")
+    write_result(run.folder, figures)
     write_bytes(safetensors.torch.save(_sampled_pairs(run)), run.folder / "samples.safetensors")
     export(run, held_out, training, seconds=seconds, images_seen=images_seen, steps=steps)
     report.write(run.folder)
@@ -65,7 +59,9 @@ def export(
 ) -> None:
     """Write ``RUN/model``: safetensors in float32, the card, and what huggingface-hub's mixin adds."""
     recipe, options = run.recipe, run.recipe.model
-    state = {key: value.float() if value.is_floating_point() else value for key, value in run.model.state_dict().items()}
+    state = {
+        key: value.float() if value.is_floating_point() else value for key, value in run.model.state_dict().items()
+    }
     with torch.random.fork_rng(devices=[]):
         model = ContextPredictionModel(
             options.backbone,
@@ -85,8 +81,8 @@ def export(
         trained=time.strftime("%Y-%m-%d"),
         paper=PAPER,
         notes=(
-            f"{images_seen:,} images in {steps:,} steps of {recipe.batch.images} ({steps / run.order.steps_per_epoch:.1f} "
-            f"epochs), {seconds / 60:.1f} minutes.",
+            f"{images_seen:,} images in {steps:,} steps of {recipe.batch.images} "
+            f"({steps / run.order.steps_per_epoch:.1f} epochs), {seconds / 60:.1f} minutes.",
             *([str(run.started_from)] if run.started_from is not None else []),
             *run.notes,
         ),
@@ -115,7 +111,7 @@ def _metrics(name: str, held_out: PretextResult | None, training: PretextResult)
             value=f"{100 * result.accuracy:.1f} ({100 * result.low:.1f} … {100 * result.high:.1f})",
             measured_on=name,
             source="context-pred pretrain",
-            note="The recipe's own sampler, dropout off; in brackets the 95 % interval over whole images; chance is 12.5 %.",
+            note="The recipe's own sampler, dropout off; with the 95 % interval over whole images; chance is 12.5 %.",
         )
         for images, result in found
     )
@@ -151,39 +147,3 @@ def _pixels(sampler: GridPatchSampler | RandomPairSampler, patches: Tensor) -> T
     if pixels.shape[1] != 3:
         pixels = pixels[:, :1].expand(-1, 3, -1, -1)
     return pixels.contiguous()
-
-
-def write_damaged(folder: Path, damaged: Mapping[str, str]) -> None:
-    """Write ``damaged.jsonl``: a line an image, by name."""
-    lines = [json.dumps({"image": name, "reason": reason}, ensure_ascii=False) for name, reason in sorted(damaged.items())]
-    text = "".join(line + "\n" for line in lines)
-    write_bytes(text.encode("utf-8", "surrogateescape"), folder / "damaged.jsonl")
-
-
-def read_damaged(folder: Path) -> dict[str, str]:
-    """Read ``damaged.jsonl``; nothing where it is not there."""
-    path = folder / "damaged.jsonl"
-    if not path.is_file():
-        return {}
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
-    return {row["image"]: row["reason"] for row in rows}
-
-
-def recipe_differences(before: str, now: str) -> list[str]:
-    """Say in which options two recipes' files differ, leaving out what never touches the weights."""
-    old, new = (_flat(tomllib.loads(text)) for text in (before, now))
-    return [
-        f"{name} was {old.get(name, 'not set')!r} and is {new.get(name, 'not set')!r}"
-        for name in sorted({*old, *new} - FREE - {"name", "title"})
-        if old.get(name) != new.get(name)
-    ]
-
-
-def _flat(document: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for section, values in document.items():
-        if isinstance(values, dict):
-            flat |= {f"{section}.{key}": value for key, value in values.items()}
-        else:
-            flat[section] = values
-    return flat

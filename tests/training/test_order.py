@@ -56,7 +56,7 @@ def test_fewer_images_than_a_step_are_repeated(count):
 
 
 def test_what_cannot_be_shared():
-    with pytest.raises(InvalidInputError, match="3 processes cannot share 8 micro-batches.*start 1 or 2 or 4 or 8"):
+    with pytest.raises(InvalidInputError, match=r"3 processes cannot share 8 micro-batches.*start 1 or 2 or 4 or 8"):
         Order(100, 512, 64, seed=0).numbers(0, 3)
     with pytest.raises(InvalidInputError, match="no multiple"):
         Order(100, 100, 64, seed=0)
