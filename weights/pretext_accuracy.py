@@ -33,7 +33,7 @@ from context_pred.data.images import open_image
 from context_pred.model import ContextPredictionModel
 from context_pred.patches import PatchPairs
 from context_pred.pretext import PretextResult, Tally, cut_batch
-from context_pred.pretrain._audit_pairs import Photos, papers
+from context_pred.pretrain.audit.pairs import Photos, papers
 from context_pred.pretrain.loading import load
 from context_pred.pretrain.prepare import ImageOptions, Preparation
 from context_pred.pretrain.recipe import read_recipe

@@ -57,8 +57,8 @@ class Order:
         if self.micro_batches % ranks:
             fits = [n for n in range(1, self.micro_batches + 1) if self.micro_batches % n == 0]
             raise InvalidInputError(
-                f"{ranks} processes cannot share {self.micro_batches} micro-batches of {self.per_device} images evenly; "
-                f"start {' or '.join(map(str, fits))}, or change batch.images or batch.per_device."
+                f"{ranks} processes cannot share {self.micro_batches} micro-batches of {self.per_device} images "
+                f"evenly; start {' or '.join(map(str, fits))}, or change batch.images or batch.per_device."
             )
         return range(rank, self.micro_batches, ranks)
 

@@ -20,9 +20,9 @@ from context_pred.errors import ImageError, InvalidInputError
 from context_pred.patches import PatchPairs, cut_boxes, sampler_from_config
 from context_pred.patches.layout import OFFSETS
 from context_pred.pretext import measure, pretext_loss
-from context_pred.pretrain import _audit_pairs as audit_pairs
-from context_pred.pretrain import _audit_places as audit_places
 from context_pred.pretrain import audit
+from context_pred.pretrain.audit import pairs as audit_pairs
+from context_pred.pretrain.audit import places as audit_places
 
 SAMPLER = {"type": "GridPatchSampler", "crop": 60, "patch": 16, "grayscale": 0.5, "pairs": "adjacent"}
 CPU = torch.device("cpu")

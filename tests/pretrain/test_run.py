@@ -187,7 +187,7 @@ def test_too_many_damaged_images_stop_the_run(images: Path, tmp_path: Path):
 
 def test_divergence_stops_with_what_to_try(images: Path, tmp_path: Path):
     settings = {**SMALL, "optimizer.kind": "sgd", "optimizer.learning_rate": "1e30"}
-    with pytest.raises(TrainingDivergedError, match="learning rate 1e\\+30"):
+    with pytest.raises(TrainingDivergedError, match="Training diverged at step 2 with learning rate"):
         run(images, RECIPE, out=tmp_path / "run", settings=settings, workers=0, progress=False)
 
 

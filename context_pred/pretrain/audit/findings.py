@@ -9,8 +9,8 @@ from typing import Any
 
 from context_pred.pretext import CHANCE
 
-from ._audit_pairs import Treatment
-from ._audit_places import Places
+from .pairs import Treatment
+from .places import Places
 
 COLOR_LOST = 1 / 3
 """Colour: losing more than this share of the accuracy above chance in grey is a sign."""

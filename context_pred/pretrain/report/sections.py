@@ -10,8 +10,8 @@ from context_pred.patches.layout import OFFSETS, POSITIONS
 from context_pred.pretext import CHANCE
 from context_pred.training.progress import CHANCE_LOSS, LOG
 
-from ._report_files import DAMAGED, Row, RunFiles, number
 from .charts import Series, line_chart, position_grid
+from .files import DAMAGED, Row, RunFiles, number
 from .markup import SPACE, Child, Markup, count, duration, element, facts, joined, percent, picture, table
 
 SHOWN_FILES, SHOWN_SAMPLES, SHOWN_ROWS = 100, 16, 12

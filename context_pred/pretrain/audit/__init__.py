@@ -30,10 +30,10 @@ from context_pred.model import ContextPredictionModel
 from context_pred.pictures import save_png
 from context_pred.training import keys
 
-from ._audit_findings import Finding, findings
-from ._audit_pairs import PairAudit, Photos, Treatment, border
-from ._audit_picture import sheet
-from ._audit_places import PER_IMAGE, Distance, PlaceAudit, Places
+from .findings import Finding, findings
+from .pairs import PairAudit, Photos, Treatment, border
+from .picture import sheet
+from .places import PER_IMAGE, Distance, PlaceAudit, Places
 
 __all__ = ["AuditResult", "Distance", "Finding", "Places", "Treatment", "run"]
 

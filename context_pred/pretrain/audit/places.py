@@ -21,7 +21,7 @@ from context_pred.patches._random import below
 from context_pred.patches.shortcuts import grayscale_pil, project_colors
 from context_pred.pretext import student_t
 
-from ._audit_pairs import PLACES, Geometry, Photos
+from .pairs import PLACES, Geometry, Photos
 
 PER_IMAGE = 16
 """Patches of each photograph."""

@@ -12,8 +12,8 @@ from context_pred.patches.layout import OFFSETS
 from context_pred.pictures import COLORS, FAINT, INK, PAPER, font
 from context_pred.pretext import CHANCE
 
-from ._audit_pairs import EXAMPLES, Treatment
-from ._audit_places import Places
+from .pairs import EXAMPLES, Treatment
+from .places import Places
 
 MARGIN, LABEL, TILE, ROW, BARS, VALUE = 24, 250, 36, 92, 460, 150
 """px: the rim, the labels' width, a patch's side, a row's height, the bars' width, the figures' width."""

@@ -13,8 +13,8 @@ from context_pred.errors import InvalidInputError
 from context_pred.pretext import CHANCE
 from context_pred.weights_file import write_bytes
 
-from . import _report_sections as sections
-from ._report_files import FILES, Row, RunFiles, number
+from . import sections
+from .files import FILES, Row, RunFiles, number
 from .markup import Markup, count, duration, element, joined, page, percent
 
 OVERFIT = 0.1
