@@ -41,7 +41,7 @@ def decode(collection: Collection) -> None:
     """Decode every file at full size."""
     for name in collection.names:
         with Image.open(name) as image:
-            image.convert("RGB")
+            image.load()
 
 
 def pipeline(collection: Collection, preparation: Preparation, batch: int, epoch: int) -> int:

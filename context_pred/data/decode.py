@@ -50,7 +50,7 @@ class Photo:
 
     def __init__(self, source: str | Path | bytes, name: str | None = None) -> None:
         self.name = name or ("image" if isinstance(source, bytes) else str(source))
-        self._data = source if isinstance(source, bytes) else _bytes(source, self.name)
+        self._data = source if isinstance(source, bytes) else read_bytes(source, self.name)
         self._jpeg = _jpeg(self._data)
         self._whole: Tensor | None = None
         if self._jpeg is None:
@@ -63,11 +63,6 @@ class Photo:
     def decoded(self) -> bool:
         """Whether it had to be decoded to know its size, and is held whole."""
         return self._whole is not None
-
-    @property
-    def bytes(self) -> int:
-        """How many bytes the file has."""
-        return len(self._data)
 
     def pixels(self, *, grey: bool = False) -> Tensor:
         """Decode at full size.
@@ -139,7 +134,12 @@ class _Jpeg:
         return (width, height) if self.orientation >= 5 else (height, width)
 
 
-def _bytes(path: str | Path, name: str) -> bytes:
+def read_bytes(path: str | Path, name: str | None = None) -> bytes:
+    """Read a file.
+
+    Raises:
+        ImageError: it cannot be read; the message begins with ``name``, or the path.
+    """
     try:
         with open(path, "rb", buffering=0) as file:
             # Asked for the whole, the system gives it in one piece; the rest is for what grows or is no plain file.
@@ -147,7 +147,7 @@ def _bytes(path: str | Path, name: str) -> bytes:
             return start + file.read()
     except OSError:
         images.read(path, name=name)  # puts the reason into words
-        raise ImageError(f"{name}: cannot be read") from None
+        raise ImageError(f"{name or path}: cannot be read") from None
 
 
 def _jpeg(data: bytes) -> _Jpeg | None:
