@@ -99,10 +99,11 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_every_model_named_is_in_the_zoo() -> None:
+def test_every_model_and_recipe_named_is_there() -> None:
     from context_pred import list_models
+    from context_pred.pretrain import list_recipes
 
-    known = set(list_models())
+    known = {*list_models(), *list_recipes()}
     for page in PAGES:
         for name in re.findall(r"\bresnet\d+_\d+xb\d+-[a-z0-9-]+(?:\.\d{8})?", page.read_text(encoding="utf-8")):
             assert name in known or name == "resnet50_8xb64-stepr-70e", f"{page.name}: {name}"

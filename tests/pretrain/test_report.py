@@ -24,7 +24,8 @@ from context_pred.errors import InvalidInputError, StorageError
 from context_pred.patches import GridPatchSampler
 from context_pred.patches.layout import POSITIONS
 from context_pred.pretext import PretextResult, Tally
-from context_pred.pretrain import charts, report
+from context_pred.pretrain import report
+from context_pred.pretrain.report import charts
 from context_pred.pretrain.check import check
 from context_pred.pretrain.prepare import Preparation
 from context_pred.pretrain.recipe import read_recipe
