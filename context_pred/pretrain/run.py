@@ -130,7 +130,7 @@ def run(
         TrainingDivergedError: the loss is NaN or out of all proportion.
         StorageError: the disk is full or refuses; the last checkpoint stands.
     """
-    place = find_device(device)
+    place = _own_device(find_device(device))
     with (
         torch.random.fork_rng(devices=[]),
         joined(KEPT, "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo") as ranks,
@@ -141,12 +141,22 @@ def run(
         return work.train(progress)
 
 
+def _own_device(device: torch.device) -> torch.device:
+    """Give each rank of a machine a GPU of its own, and make it the one that NCCL uses."""
+    if device.type != "cuda":
+        return device
+    if device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
 def _recipe(recipe: str | Path | Recipe, settings: Mapping[str, str], batch_size: int | None) -> Recipe:
     chosen = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     if batch_size is not None:
         if "batch.images" in settings:
             raise InvalidInputError("The global batch is given twice: batch_size and batch.images; give one.")
-        chosen = chosen.with_batch(batch_size)
+        settings = {**settings, "batch.images": str(batch_size)}
     return chosen.override(settings) if settings else chosen
 
 
@@ -185,6 +195,11 @@ class Run:
         self.order = Order(len(self.collection), self.recipe.batch.images, self.recipe.batch.per_device, options.seed)
         self.schedule = self.recipe.make_schedule(self.order.steps_per_epoch)
         self.notes += self.schedule.remarks()
+        if device.type == "cpu" and options.precision == "bfloat16" and _lacks_bfloat16():
+            self.notes.append(
+                "This CPU has no instructions for bfloat16, with which float32 is several times as fast: "
+                "--set run.precision=float32."
+            )
         self.order.numbers(ranks.rank, ranks.count)  # an error now, before anything is written
         self.checkpoints = Checkpoints(path / "checkpoints", options.keep)
         self.damaged: dict[str, str] = {}
@@ -389,6 +404,12 @@ def _model(recipe: Recipe, init: str | Path | None) -> tuple[ContextPredictionMo
         return model, recipe, None
     taken = start_from(model, init, recipe.sampler)
     return model, taken.applied_to(recipe), taken
+
+
+def _lacks_bfloat16() -> bool:
+    """Tell whether this CPU is known to lack instructions for bfloat16; older versions of torch do not say."""
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return found.get("architecture") == "x86_64" and not (found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def usual_workers(device: torch.device) -> int:

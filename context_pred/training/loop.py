@@ -168,7 +168,7 @@ class Loop:
         """Compute one micro-batch and add its gradient; return its loss, hits and number asked."""
         key = keys.seed(self.seed, step, number)
         torch.manual_seed(key)
-        noise = torch.Generator().manual_seed(key)
+        noise = torch.Generator(self.device).manual_seed(key)
         last = number == self.numbers[-1]
         wait: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if isinstance(self.wrapped, DistributedDataParallel) and not last:

@@ -215,50 +215,82 @@ def test_what_cannot_be_run(images: Path, tmp_path: Path):
     assert not out.exists()
 
 
-SCRIPT = "import json, sys; from context_pred.pretrain import run; run(**json.loads(sys.argv[1]))"
+# The runs one after the other, each with a port of its own for its processes to meet at.
+SCRIPT = """
+import json, os, sys
+from context_pred.pretrain import run
+for port, options in json.loads(sys.argv[1]):
+    os.environ["MASTER_PORT"] = port
+    run(**options)
+"""
 
 
-def started(options: dict[str, object], **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, json.dumps(options)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def free_ports(count: int) -> list[str]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [str(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def in_two_processes(*runs: dict[str, object]) -> None:
+    """Make the runs as two ranks on this machine; fail where one of them does."""
+    work = json.dumps(list(zip(free_ports(len(runs)), runs, strict=True)))
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, work],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in ranks:
+        said, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, said
 
 
 def test_two_processes_train_what_one_does(images: Path, tmp_path: Path):
-    """Same global batch, 20 steps in double precision, some images damaged; and every rank ends."""
+    """Same global batch, an image damaged: 20 steps in double precision, and the first gradient in single precision."""
     folder = tmp_path / "images"
     shutil.copytree(images, folder)
     (folder / "05.jpg").write_text("no image")
-    settings = {
-        **SMALL,
+    small = {**SMALL, "model.dropout": "0.0", "model.neck_channels": "64"}
+    double = {
+        **small,
         "schedule.images": "160",
         "run.precision": "float64",
         "run.checkpoint_every": "20",
         "run.held_out": "0.2",
-        "model.dropout": "0.0",
     }
-    options = {"images": str(folder), "recipe": RECIPE, "settings": settings, "workers": 0, "progress": False}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    torchrun = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    two = [
-        started({**options, "out": str(tmp_path / "two")}, RANK=str(k), LOCAL_RANK=str(k), **torchrun) for k in range(2)
-    ]
-    run(**options, out=tmp_path / "one")  # type: ignore[arg-type]
-    for process in two:
-        said, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, said
-    one, other = weights(tmp_path / "one", 20), weights(tmp_path / "two", 20)
+    # Without momentum and decay and at rate 1, a step's change of the weights is its gradient.
+    plain = {"optimizer.kind": "sgd", "optimizer.momentum": "0.0", "optimizer.weight_decay": "0.0"}
+    single = {**small, **plain, "optimizer.learning_rate": "1.0", "schedule.images": "8"}
+    still = {**single, "optimizer.learning_rate": "1e-30"}
+    common = {"images": str(folder), "recipe": RECIPE, "workers": 0, "progress": False}
+    runs = {"double": double, "single": single}
+    in_two_processes(
+        *({**common, "settings": settings, "out": str(tmp_path / f"two {name}")} for name, settings in runs.items())
+    )
+    for name, settings in {**runs, "still": still}.items():
+        run(**common, settings=settings, out=tmp_path / f"one {name}")  # type: ignore[arg-type]
+
+    one, other = weights(tmp_path / "one double", 20), weights(tmp_path / "two double", 20)
     assert one.keys() == other.keys()
     for key, value in one.items():
         torch.testing.assert_close(other[key], value, rtol=1e-9, atol=1e-9)
-    damaged = [(tmp_path / out / "damaged.jsonl").read_text() for out in ("one", "two")]
+    damaged = [(tmp_path / out / "damaged.jsonl").read_text() for out in ("one double", "two double")]
     assert damaged[0] == damaged[1] != ""
-    results = [json.loads((tmp_path / out / "result.json").read_text())["held_out"] for out in ("one", "two")]
+    results = [
+        json.loads((tmp_path / out / "result.json").read_text())["held_out"] for out in ("one double", "two double")
+    ]
     assert results[0]["confusion"] == results[1]["confusion"]
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-9)
+
+    begun, one, other = (weights(tmp_path / out, 1) for out in ("one still", "one single", "two single"))
+    learnt = [key for key in begun if "running" not in key and "tracked" not in key]
+    gradients = [torch.cat([(state[key] - begun[key]).flatten() for key in learnt]) for state in (one, other)]
+    assert gradients[0].norm() > 1e-3
+    assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[0].norm()
