@@ -145,7 +145,7 @@ def _own_device(device: torch.device) -> torch.device:
     """Give each rank of a machine a GPU of its own, and make it the one that NCCL uses."""
     if device.type != "cuda":
         return device
-    if device.index is None:
+    if str(device) == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
