@@ -81,7 +81,7 @@ def test_killed_twenty_times(tmp_path: Path):
         "schedule.images": "96",
         "schedule.warmup_images": "16",
         "run.precision": "float32",
-        "run.held_out": "0.2",
+        "run.held_out": "0.4",
         "run.evaluate_every": "3",
         "run.checkpoint_every": "2",
         "model.dropout": "0.5",
