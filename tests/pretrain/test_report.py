@@ -25,10 +25,10 @@ from context_pred.patches import GridPatchSampler
 from context_pred.patches.layout import POSITIONS
 from context_pred.pretext import PretextResult, Tally
 from context_pred.pretrain import report
-from context_pred.pretrain.report import charts
 from context_pred.pretrain.check import check
 from context_pred.pretrain.prepare import Preparation
 from context_pred.pretrain.recipe import read_recipe
+from context_pred.pretrain.report import charts
 from context_pred.pretrain.report.markup import duration, element, escaped, joined, picture
 from context_pred.pretrain.report.sections import rate_text
 from context_pred.training.progress import Progress
