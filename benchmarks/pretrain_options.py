@@ -29,10 +29,8 @@ VARIANTS = {
     "gap of 0–12 px": {"sampler.gap": "[0, 12]"},
     "flips": {"images.flip": "0.5"},
     "squares of the whole short side": {"images.squares": "[1.0, 1.0]"},
-    "squares .35–1": {"images.squares": "[0.35, 1.0]"},
     "yoked jitter": {"sampler.yoked": "true"},
     "aperture 2/3": {"sampler.aperture": "0.67"},
-    "no grey": {"sampler.grayscale": "0.0"},
     "no grey, chroma blur .66": {"sampler.grayscale": "0.0", "sampler.chroma_blur": "0.66"},
 }
 
