@@ -37,7 +37,8 @@ def split(
         InvalidInputError: no images; the run's folder is among them; or the draw leaves nothing to train on.
     """
     collection = collect(images)
-    inside = next((name for name in collection.names if Path(name).absolute().is_relative_to(out.absolute())), None)
+    own = out.absolute()
+    inside = next((n for n in collection.names if own.name in n and Path(n).absolute().is_relative_to(own)), None)
     if inside is not None:
         raise InvalidInputError(f"{inside} lies in the run's own folder; choose a folder outside of the images.")
     if held_out is not None:
