@@ -36,47 +36,55 @@ def resize_window(
     elif size[0] * size[1] > max(_LARGE, 4 * width * height):
         return _by_pillow(pixels, size, window)
     else:
-        across = _across(pixels, size, left + width, top + height)
-        resized = _down(across, pixels.shape[1], size[0], top + height).permute(2, 0, 1)
+        resized = _resize(pixels.permute(1, 2, 0), size, left + width, top, top + height).permute(2, 0, 1)
+        top = 0
     return resized[:, top : top + height, left : left + width]
 
 
-# PyTorch's kernel for bytes is fast with four values a pixel or three, side by side. The pass down the columns treats
+# PyTorch's kernel for bytes is fast with three or four values a pixel, side by side. The pass down the columns treats
 # all columns alike, so any four bytes of a row are a pixel to it; the pass along the rows treats all rows alike, so
 # that those of a grey image are dealt out to four channels. Either pass starts at the upper left corner, which keeps
 # the sampling points where they are, and ends where the window does.
 
 
-def _across(pixels: Tensor, size: tuple[int, int], right: int, bottom: int) -> Tensor:
-    """Resize the rows that ``_down`` needs, their first ``right`` pixels: (rows, at least right, C)."""
-    channels, height, width = pixels.shape
+def _resize(pixels: Tensor, size: tuple[int, int], right: int, top: int, bottom: int) -> Tensor:
+    """Resize (H, W, C) to ``size``; return rows ``top`` … ``bottom``, at least the first ``right`` pixels of each."""
+    height, width, channels = pixels.shape
     scale = height / size[0]
-    rows = min(height, math.ceil((bottom + 0.5) * scale + max(scale, 1.0)) + 1)
-    taken = pixels[:, :rows].permute(1, 2, 0).contiguous()
-    if width == size[1]:
-        return taken
-    columns = min(size[1], -(-right // 4) * 4)
-    factor = (1.0, size[1] / width)
-    if channels != 1:
-        return _resized(taken, (rows, columns), factor)
-    quarter = -(-rows // 4)
-    if rows % 4:
-        taken = F.pad(taken, (0, 0, 0, 0, 0, 4 * quarter - rows))
-    planes: Tensor = torch.ops.aten._upsample_bilinear2d_aa(
-        taken.reshape(1, 4, quarter, width), (quarter, columns), False, *factor
-    )
-    return planes.reshape(4 * quarter, columns, 1)[:rows]
+    needed = pixels[: math.ceil((bottom + 0.5) * scale + max(scale, 1.0)) + 1].contiguous()
+    if (width * channels) % 4 == 0:
+        return _along(_down(needed, height, size[0], bottom)[top:], size[1], right)
+    return _down(_along(needed, size[1], right), height, size[0], bottom)[top:]
 
 
 def _down(pixels: Tensor, source: int, target: int, bottom: int) -> Tensor:
     """Resize the columns of an image (rows, W, C) that was ``source`` pixels high: (bottom, W, C)."""
     if source == target:
-        return pixels
+        return pixels[:bottom]
     rows, width, channels = pixels.shape
     values = width * channels
     lot = 4 if values % 4 == 0 else channels
-    resized = _resized(pixels.reshape(rows, values // lot, lot), (bottom, values // lot), (target / source, 1.0))
-    return resized.reshape(bottom, width, channels)
+    resized = _resized(pixels.view(rows, values // lot, lot), (bottom, values // lot), (target / source, 1.0))
+    return resized.view(bottom, width, channels)
+
+
+def _along(pixels: Tensor, target: int, right: int) -> Tensor:
+    """Resize the rows of an image (rows, W, C), their first ``right`` pixels: (rows, at least right, C)."""
+    rows, width, channels = pixels.shape
+    if width == target:
+        return pixels
+    # A multiple of four, for the pass down the columns.
+    columns = min(target, -(-right // 4) * 4)
+    factor = (1.0, target / width)
+    if channels != 1:
+        return _resized(pixels, (rows, columns), factor)
+    quarter = -(-rows // 4)
+    if rows % 4:
+        pixels = F.pad(pixels, (0, 0, 0, 0, 0, 4 * quarter - rows))
+    planes: Tensor = torch.ops.aten._upsample_bilinear2d_aa(
+        pixels.view(1, 4, quarter, width), (quarter, columns), False, *factor
+    )
+    return planes.view(4 * quarter, columns, 1)[:rows]
 
 
 def _resized(pixels: Tensor, size: tuple[int, int], factor: tuple[float, float]) -> Tensor:

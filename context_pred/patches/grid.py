@@ -10,18 +10,22 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from context_pred.card import IMAGENET_MEAN, IMAGENET_STD, ChannelOrder
 from context_pred.errors import InvalidInputError, unknown
 
-from ._random import below, uniform
+from ._random import uniform
 from .layout import adjacent_pairs, center_pairs
 from .pairs import PatchDraw, PatchPairs, check_images, cut_boxes
 from .shortcuts import blank_outside, blur_chroma, cut_some_gray, draw_apertures, luma_mean, luma_pil
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -133,29 +137,30 @@ class GridPatchSampler:
         Raises:
             InvalidInputError: an image is smaller than ``crop``.
         """
-        extent = torch.as_tensor(sizes, dtype=torch.int64).reshape(-1, 2)
-        if len(extent) and int(extent.min()) < self.crop:
-            height, width = extent[extent.min(1).values.argmin()].tolist()
+        # NumPy's calls cost a third of PyTorch's, which is most of the time of drawing a single image.
+        extent = torch.as_tensor(sizes, dtype=torch.int64).reshape(-1, 2).numpy()
+        if len(extent) and extent.min() < self.crop:
+            height, width = extent[extent.min(1).argmin()].tolist()
             raise InvalidInputError(
                 f"An image of {width}×{height} px is smaller than the square of {self.crop} px this sampler takes; "
                 f"enlarge it (context_pred.data.transforms.resize) or use a smaller crop."
             )
         batch = len(extent)
-        crop_at = below(extent - (self.crop - 1), generator)  # (B, 2): y, x
+        crop_at = _below(extent - (self.crop - 1), generator)  # (B, 2): y, x
         start, room = _cells(self.crop, self.patch, self.gap, PRESETS[self.preset].shared_edge)
         if len(start) > 1:
-            drawn = below(torch.full((batch,), len(start)), generator)
+            drawn = _below(np.full(batch, len(start)), generator)
             start, room = start[drawn], room[drawn]
-        shifts = room.amin(1, keepdim=True) if self.yoked else room
-        shift = below(shifts.expand(batch, -1, 2), generator)
-        corner = (crop_at[:, None] + start + shift).flip(-1).reshape(-1, 2)
+        shifts = room.min(1, keepdims=True) if self.yoked else room
+        shift = _below(np.broadcast_to(shifts, (batch, *shifts.shape[1:])), generator)
+        corner = (crop_at[:, None] + start + shift)[..., ::-1].reshape(-1, 2)
         grey = uniform((batch,), generator) < self.grayscale
         aperture = draw_apertures(batch, 9, self.patch, self.aperture, generator) if self.aperture else None
         blur = uniform((batch,), generator) < self.chroma_blur if self.chroma_blur else None
         table, image = (indices.clone() for indices in _indices(self.pairs, batch))
         neighbor, center, position = table.unbind()
         return PatchDraw(
-            boxes=torch.cat([corner, corner + self.patch], 1),
+            boxes=torch.from_numpy(np.concatenate([corner, corner + self.patch], 1)),
             image=image,
             neighbor=neighbor,
             center=center,
@@ -281,8 +286,15 @@ def _checked_gap(gap: Sequence[int], crop: int, patch: int, shared_edge: bool) -
     return lo, hi
 
 
+def _below(limit: NDArray[np.int64], generator: torch.Generator | None) -> NDArray[np.int64]:
+    """``_random.below`` on arrays, from the same random numbers."""
+    return (uniform(limit.shape, generator, dtype=torch.float64).numpy() * limit).astype(np.int64)
+
+
 @cache
-def _cells(crop: int, patch: int, gap: tuple[int, int], shared_edge: bool) -> tuple[Tensor, Tensor]:
+def _cells(
+    crop: int, patch: int, gap: tuple[int, int], shared_edge: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return where the cells start in the crop and how many places a patch has in each, for every gap of the range.
 
     Both are int64 (hi − lo + 1, 9, 2) of y, x; nobody may change them.
@@ -293,7 +305,7 @@ def _cells(crop: int, patch: int, gap: tuple[int, int], shared_edge: bool) -> tu
     if shared_edge:
         side = (start + side).clamp(max=crop - 1) - start + 1
     cell = torch.cartesian_prod(torch.arange(3), torch.arange(3))
-    return start[:, cell], (side - patch + 1)[:, cell]
+    return start[:, cell].numpy(), (side - patch + 1)[:, cell].numpy()
 
 
 @lru_cache(8)  # one batch size for training, one for its last batch, and a single image

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from context_pred.data.collection import Collection
-from context_pred.data.decode import read_bytes
+from context_pred.data.decode import Photo, read_bytes
 from context_pred.errors import ContextPredError, ImageError
 from context_pred.patches import PatchDraw, joined
 from context_pred.training import keys
@@ -164,8 +164,7 @@ class _Batches(Dataset[MicroBatch]):
         crop, channels = self.preparation.crop, self.preparation.in_channels
         stacked = None if crop is None else _room((len(places), channels, crop, crop))
         for lot in self._lots(places):
-            begun = [self._begin(place, source, place[1]) for place, source in lot]
-            for (place, _), one in zip(lot, begun, strict=True):
+            for (place, _), one in zip(lot, self._begin(lot), strict=True):
                 shown, prepared = self._finish(place, one, damaged)
                 if stacked is None:
                     images.append(prepared.pixels)
@@ -195,30 +194,47 @@ class _Batches(Dataset[MicroBatch]):
         except ImageError as error:
             return error
 
-    def _begin(self, place: Place, source: bytes | ImageError, shown: int) -> Begun | Prepared | ImageError:
-        """Draw for an image; one that had to be decoded for that is finished at once and takes no more room."""
+    def _begin(self, lot: Sequence[tuple[Place, bytes | ImageError]]) -> list[Begun | Prepared | ImageError]:
+        """Draw for images; one that had to be decoded for that is finished at once and takes no more room."""
+        opened = [self._open(place, source, place[1]) for place, source in lot]
+        photos = [one for one in opened if isinstance(one, Photo)]
+        generators = [
+            keys.generator(self.seed, *place)
+            for (place, _), one in zip(lot, opened, strict=True)
+            if isinstance(one, Photo)
+        ]
+        begun = iter(self.preparation.begin(photos, generators))
+        return [next(begun) if isinstance(one, Photo) else one for one in opened]
+
+    def _open(self, place: Place, source: bytes | ImageError, shown: int) -> Photo | Prepared | ImageError:
         if isinstance(source, ImageError):
             return source
         try:
-            generator = keys.generator(self.seed, *place)
-            begun = self.preparation.begin(source, generator, self.collection.names[shown])
-            return self.preparation.finish(begun) if begun.photo.decoded else begun
+            photo = Photo(source, self.collection.names[shown])
+            return self._prepare(photo, place) if photo.decoded else photo
         except ImageError as error:
             return error
+
+    def _prepare(self, photo: Photo, place: Place) -> Prepared:
+        (begun,) = self.preparation.begin([photo], [keys.generator(self.seed, *place)])
+        return self.preparation.finish(begun)
 
     def _finish(
         self, place: Place, begun: Begun | Prepared | ImageError, damaged: dict[int, str]
     ) -> tuple[int, Prepared]:
         """Decode an image, or the first after it that can be."""
         image, count = place[1], len(self.collection)
+        opened: Begun | Photo | Prepared | ImageError = begun
         for step in range(min(IN_A_ROW, count)):
             tried = (image + step) % count
             try:
                 if step:
-                    begun = self._begin(place, self._read(tried), tried)
-                if isinstance(begun, ImageError):
-                    raise begun
-                return tried, begun if isinstance(begun, Prepared) else self.preparation.finish(begun)
+                    opened = self._open(place, self._read(tried), tried)
+                if isinstance(opened, ImageError):
+                    raise opened
+                if isinstance(opened, Begun):
+                    opened = self.preparation.finish(opened)
+                return tried, self._prepare(opened, place) if isinstance(opened, Photo) else opened
             except ImageError as error:
                 damaged[tried] = str(error).removeprefix(f"{self.collection.names[tried]}: ")
         raise ImageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,23 +181,31 @@ class Preparation:
             ImageError: a damaged file, or none; or so long a strip that resizing it would take more pixels than Pillow
                 allows an image.
         """
-        return self.finish(self.begin(source, generator, name))
+        (begun,) = self.begin([Photo(source, name)], [generator])
+        return self.finish(begun)
 
-    def begin(self, source: Path | bytes, generator: torch.Generator, name: str | None = None) -> Begun:
-        """Do the first half, all but the pixels: read the file, draw. Arguments and errors as for the whole."""
-        photo = Photo(source, name)
-        plan = self._plan(photo, generator)
-        flip = bool(uniform((), generator) < self.options.flip)
-        draw = self.sampler.draw([(plan.height, plan.width)], generator)
-        grey = self.in_channels == 1 or (self._grey_early and draw.grayscale is not None and bool(draw.grayscale))
-        if grey and draw.grayscale is not None:
-            draw = dataclasses.replace(draw, grayscale=torch.zeros_like(draw.grayscale))
-        if self.crop is None:
-            return Begun(photo, plan, (0, 0, plan.width, plan.height), flip, grey, draw)
-        first = draw.boxes.amin(0).tolist()
-        left, top = min(first[0], plan.width - self.crop), min(first[1], plan.height - self.crop)
-        draw = dataclasses.replace(draw, boxes=draw.boxes - torch.tensor([left, top, left, top]))
-        return Begun(photo, plan, (left, top, self.crop, self.crop), flip, grey, draw)
+    def begin(self, photos: Sequence[Photo], generators: Sequence[torch.Generator]) -> list[Begun]:
+        """Do the first half, all but the pixels, for some images: plan and draw, with each image's own generator."""
+        plans = [self._plan(photo, generator) for photo, generator in zip(photos, generators, strict=True)]
+        flips = [torch.rand((), generator=generator).item() < self.options.flip for generator in generators]
+        draws = [
+            self.sampler.draw([(plan.height, plan.width)], generator)
+            for plan, generator in zip(plans, generators, strict=True)
+        ]
+        return [self._begun(*parts) for parts in zip(photos, plans, flips, draws, strict=True)]
+
+    def _begun(self, photo: Photo, plan: _Plan, flip: bool, draw: PatchDraw) -> Begun:
+        flagged = self._grey_early and draw.grayscale is not None and bool(draw.grayscale)
+        left, top, width, height, boxes = 0, 0, plan.width, plan.height, draw.boxes
+        if self.crop is not None:
+            corners = boxes.numpy()
+            first = corners.min(0).tolist()
+            width = height = self.crop
+            left, top = min(first[0], plan.width - width), min(first[1], plan.height - height)
+            boxes = torch.from_numpy(corners - (left, top, left, top))
+        turned = torch.zeros(1, dtype=torch.bool) if flagged else draw.grayscale
+        draw = dataclasses.replace(draw, boxes=boxes, grayscale=turned)
+        return Begun(photo, plan, (left, top, width, height), flip, flagged or self.in_channels == 1, draw)
 
     def finish(self, begun: Begun) -> Prepared:
         """Do the second half: decode and resize.
