@@ -19,12 +19,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from context_pred.errors import ImageError
 from context_pred.patches.shortcuts import luma_pil
 
 from . import images
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:  # deprecated in torchvision 0.29 for a package of its own; Pillow takes half as long again
+    decode_jpeg = None
 
 _PLAIN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended and progressive, Huffman-coded
 _OTHER_FRAMES = frozenset({0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)})
@@ -78,7 +82,7 @@ class Photo:
         Raises:
             ImageError: the file is damaged.
         """
-        if self._jpeg is not None:
+        if self._jpeg is not None and decode_jpeg is not None:
             try:
                 decoded = decode_jpeg(
                     torch.frombuffer(bytearray(self._data), dtype=torch.uint8),
