@@ -200,6 +200,4 @@ def _upright(pixels: Tensor, orientation: int) -> Tensor:
     if orientation >= 5:
         pixels = pixels.transpose(-1, -2)
     flipped = {2: [-1], 3: [-1, -2], 4: [-2], 6: [-1], 7: [-1, -2], 8: [-2]}.get(orientation)
-    if flipped:
-        pixels = pixels.flip(flipped)
-    return pixels if orientation == 1 else pixels.contiguous(memory_format=torch.preserve_format)
+    return pixels.flip(flipped) if flipped else pixels
