@@ -8,12 +8,14 @@ whether a file is damaged.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +27,13 @@ from context_pred.patches.shortcuts import luma_pil
 
 from . import images
 
-try:
-    from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:  # deprecated in torchvision 0.29 for a package of its own; Pillow takes half as long again
-    decode_jpeg = None
+with contextlib.suppress(ImportError):
+    import torchvision.io  # noqa: F401  # registers the operator
+
+# torchvision 0.29 deprecates its decoders, for a package of their own; without, Pillow takes a fifth as long again. The
+# operator, since the function around it warns at every call. The modes are those of torchvision.io.ImageReadMode.
+_torch_decode: Any = getattr(torch.ops.image, "decode_jpeg", None)
+_GREY, _RGB = 1, 3
 
 _PLAIN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended and progressive, Huffman-coded
 _OTHER_FRAMES = frozenset({0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)})
@@ -82,18 +87,14 @@ class Photo:
         Raises:
             ImageError: the file is damaged.
         """
-        if self._jpeg is not None and decode_jpeg is not None:
-            try:
-                decoded = decode_jpeg(
-                    torch.frombuffer(bytearray(self._data), dtype=torch.uint8),
-                    ImageReadMode.GRAY if grey else ImageReadMode.RGB,
-                )
-            except RuntimeError:
-                self._jpeg, self._whole = None, self._slowly()
-            else:
+        if self._jpeg is not None:
+            decoded = _by_torch(self._data, grey) if _torch_decode is not None else self._by_pillow(1, grey)
+            if decoded is not None:
                 return _upright(decoded, self._jpeg.orientation)
-        whole = self._slowly() if self._whole is None else self._whole
-        return luma_pil(whole)[None] if grey else whole
+            self._jpeg = None
+        if self._whole is None:
+            self._whole = self._slowly()
+        return luma_pil(self._whole)[None] if grey else self._whole
 
     def reduced(self, part: int, *, grey: bool = False) -> tuple[Tensor, int]:
         """Decode at a half, a quarter or an eighth of the size: at the smallest that is no less than 1 / ``part``.
@@ -107,22 +108,35 @@ class Photo:
             ImageError: the file is damaged.
         """
         divisor = min(8, 1 << (max(1, part).bit_length() - 1))
-        if self._jpeg is None or divisor == 1:
-            return self.pixels(grey=grey), 1
-        height, width = self._jpeg.stored_size
+        if self._jpeg is not None and divisor > 1:
+            decoded = self._by_pillow(divisor, grey)
+            if decoded is not None:
+                return _upright(decoded, self._jpeg.orientation), divisor
+        return self.pixels(grey=grey), 1
+
+    def _by_pillow(self, divisor: int, grey: bool) -> Tensor | None:
+        """Decode a JPEG file at 1 / ``divisor``; None where that fails: ``_slowly`` finds the reason, or a way."""
+        height, width = self._jpeg.stored_size if self._jpeg is not None else (0, 0)
         mode = "L" if grey else "RGB"
         try:
             with Image.open(io.BytesIO(self._data)) as image:
                 image.draft(mode, (max(1, width // divisor), max(1, height // divisor)))
                 plain = image.convert(mode)
-        except Exception:  # whatever Pillow's decoder raises: the careful way finds the reason, or gets through
-            return self.pixels(grey=grey), 1
-        if plain.size != (-(-width // divisor), -(-height // divisor)):
-            return self.pixels(grey=grey), 1
-        return _upright(_tensor(plain), self._jpeg.orientation), divisor
+        except Exception:  # Pillow's decoders raise almost anything
+            return None
+        return _tensor(plain) if plain.size == (-(-width // divisor), -(-height // divisor)) else None
 
     def _slowly(self) -> Tensor:
         return _tensor(images.read(self._data, name=self.name).image)
+
+
+def _by_torch(data: bytes, grey: bool) -> Tensor | None:
+    """Decode a JPEG file; None where that fails."""
+    try:
+        decoded: Tensor = _torch_decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), _GREY if grey else _RGB)
+    except RuntimeError:
+        return None
+    return decoded
 
 
 @dataclass(frozen=True)

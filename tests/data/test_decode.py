@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from context_pred.data import open_image
+from context_pred.data import decode, open_image
 from context_pred.data.decode import Photo, read_bytes
 from context_pred.data.resampling import resize_window
 from context_pred.errors import ImageError
@@ -88,6 +88,16 @@ def test_orientation_without_exif_and_damaged_exif() -> None:
         data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content + plain[2:]
         expected = np.asarray(open_image(data))
         assert (whole(Photo(data)) == expected).all(), label
+
+
+def test_without_torchvision_s_decoder_pillow_gives_the_same(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = (photos / "koala.jpg").read_bytes()
+    before = [Photo(data).pixels(grey=grey) for grey in (False, True)]
+    monkeypatch.setattr(decode, "_torch_decode", None)
+    after = [Photo(data).pixels(grey=grey) for grey in (False, True)]
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    with pytest.raises(ImageError, match="truncated"):
+        Photo(data[:9000]).pixels()
 
 
 def test_grey_files_come_out_as_rgb() -> None:
