@@ -117,7 +117,7 @@ def check(collection: Collection, preparation: Preparation, *, at_most: int = 20
                 unreadable.append((collection.names[i], found))
     factors = sorted(preparation.enlarged(header.height, header.width) for header in headers)
     factors = [factor for factor in factors if factor > 1]
-    sizes = np.sort([(header.width, header.height) for header in headers], 1)
+    sizes = np.sort(np.array([(header.width, header.height) for header in headers]).reshape(-1, 2), 1)
     short_side, long_side = (_percentiles(sizes[:, axis]) if headers else () for axis in (0, 1))
     return CorpusCheck(
         images=len(collection),

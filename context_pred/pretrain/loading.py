@@ -67,6 +67,20 @@ class MicroBatch:
         return dataclasses.replace(self, images=pinned)
 
 
+@dataclass(frozen=True)
+class _Packed(MicroBatch):
+    """Images of differing sizes on their way from a worker: one tensor, since each takes an open file on the way."""
+
+    shapes: tuple[tuple[int, ...], ...] = ()
+
+    def unpacked(self) -> MicroBatch:
+        if not isinstance(self.images, Tensor):
+            return self
+        parts = torch.split(self.images, [math.prod(shape) for shape in self.shapes])
+        images = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        return MicroBatch(images, self.draw, self.index, self.damaged)
+
+
 def load(
     collection: Collection,
     preparation: Preparation,
@@ -115,13 +129,13 @@ def load(
             if isinstance(error, ContextPredError) or not workers:
                 raise
             raise WorkerError(
-                f"A process that loads images died: {str(error).splitlines()[0]} Often it is memory, or room in "
-                f"/dev/shm (in a container: docker run --shm-size=8g). Fewer processes need less: --workers 1, or "
-                f"--workers 0 for none."
+                f"A process that loads images died ({str(error).splitlines()[0].strip(' .')}). Often it is memory, or "
+                f"room in /dev/shm (in a container: docker run --shm-size=8g). Fewer processes need less: --workers 1, "
+                f"or --workers 0 for none."
             ) from error
         if isinstance(batch, ContextPredError):
             raise batch
-        yield batch
+        yield batch.unpacked() if isinstance(batch, _Packed) else batch
 
 
 def _same(batch: Any) -> Any:
@@ -172,7 +186,13 @@ class _Batches(Dataset[MicroBatch]):
                     stacked[len(index)].copy_(prepared.pixels)
                 index.append(shown)
                 draws.append(prepared.draw)
-        return MicroBatch(images if stacked is None else stacked, joined(draws), tuple(index), tuple(damaged.items()))
+        seen = (joined(draws), tuple(index), tuple(damaged.items()))
+        if stacked is not None:
+            return MicroBatch(stacked, *seen)
+        if get_worker_info() is None:
+            return MicroBatch(images, *seen)
+        flat = torch.cat([image.flatten() for image in images], out=_room((sum(image.numel() for image in images),)))
+        return _Packed(flat, *seen, tuple(tuple(image.shape) for image in images))
 
     def _lots(self, places: Sequence[Place]) -> Iterator[list[tuple[Place, bytes | ImageError]]]:
         """Read the files, as many at a time as there is room for."""
