@@ -39,7 +39,7 @@ COMMANDS = dict(commands(main))
 
 def test_the_commands_are_the_promised_ones() -> None:
     names = {" ".join(path) for path in COMMANDS}
-    assert names == {"models", "extract", "neighbors", "zoo pull", "zoo verify", "zoo convert"}
+    assert names == {"models", "extract", "neighbors", "pretrain", "audit", "zoo pull", "zoo verify", "zoo convert"}
 
 
 def test_version() -> None:

@@ -96,15 +96,21 @@ def built(tmp_path_factory: pytest.TempPathFactory, root: Path) -> dict[str, set
         return {"sdist": source, "wheel": set(zipped.namelist())}
 
 
-def test_wheel_has_the_package_the_cards_and_the_shipped_weights(built: dict[str, set[str]], root: Path) -> None:
+def test_wheel_has_the_package_the_recipes_the_cards_and_the_shipped_weights(
+    built: dict[str, set[str]], root: Path
+) -> None:
     wheel = {name for name in built["wheel"] if ".dist-info/" not in name}
-    modules = {path.relative_to(root).as_posix() for path in (root / "context_pred").rglob("*.py")}
+    package = {
+        path.relative_to(root).as_posix()
+        for kind in ("py", "toml")
+        for path in (root / "context_pred").rglob(f"*.{kind}")
+    }
     weights = {
         f"context_pred/{path.relative_to(root).as_posix()}"
         for suffix in ("json", "safetensors", "md")
         for path in (root / "weights").rglob(f"*.{suffix}")
     }
-    assert wheel == modules | weights | {"context_pred/py.typed"}
+    assert wheel == package | weights | {"context_pred/py.typed"}
     for name in shipped_names():
         assert {f"context_pred/weights/{name}/card.json", f"context_pred/weights/{name}/model.safetensors"} <= wheel
 

@@ -379,12 +379,15 @@ class TestStopped:
 class TestPieces:
     @pytest.mark.parametrize(
         ("low", "high"),
-        [(0, 1), (0.1, 0.9), (1.6, 2.1), (0, 4650), (3, 3), (0, 0), (-2, -2), (1e-6, 3e-5), (0, 1e9), (-1, 1)],
+        [
+            *((0, 1), (0.1, 0.9), (1.6, 2.1), (0, 4650), (1e-6, 3e-5), (0, 1e9), (-1, 1), (2e-30, 5e-30)),
+            *((3, 3), (0, 0), (-2, -2), (1e-30, 1e-30), (1e9, 1e9 + 1e-7)),
+        ],
     )
     def test_ticks_hold_the_values_and_are_few_and_even(self, low: float, high: float) -> None:
         found = charts.ticks(low, high)
-        assert found[0] <= low + 1e-9
-        assert found[-1] >= high - 1e-9
+        assert found[0] <= low + 1e-9 * abs(low)
+        assert found[-1] >= high - 1e-9 * abs(high)
         assert 2 <= len(found) <= 8
         np.testing.assert_allclose(np.diff(found), found[1] - found[0], rtol=1e-6)
 
