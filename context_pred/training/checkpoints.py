@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -33,6 +32,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 3) -> None:
         self.folder, self.keep = folder, max(1, keep)
+        self.best = folder / "best.pt"
 
     def numbered(self) -> list[Path]:
         """Return the numbered checkpoints, oldest first."""
@@ -42,6 +42,9 @@ class Checkpoints:
     def save(self, step: int, state: Mapping[str, Any], *, best: bool = False) -> Path:
         """Write what was reached after ``step`` steps; with ``best`` also as ``best.pt``.
 
+        ``best.pt`` comes first: a numbered checkpoint counts the best accuracy as reached, so it must never stand
+        without it. Killed between the two, the run goes on from the checkpoint before and comes by it again.
+
         Raises:
             StorageError: the disk is full or refuses; every earlier checkpoint stands, and the message names the last.
         """
@@ -50,13 +53,13 @@ class Checkpoints:
         data = buffer.getvalue()
         path = self.folder / f"step-{step:08d}.pt"
         try:
-            write_bytes(data, path)
-            if best:
-                write_bytes(data, self.folder / "best.pt")
+            for file in [self.best, path] if best else [path]:
+                write_bytes(data, file)
         except StorageError as error:
             last = self.numbered()
             stands = f"The last whole checkpoint stands: {last[-1]}." if last else "There is no earlier checkpoint."
-            raise StorageError(f"{error} {stands} The same command with --resume goes on from there.") from error
+            cure = "goes on from there" if last else "begins at the start"
+            raise StorageError(f"{error} {stands} The same command with --resume {cure}.") from error
         for old in self.numbered()[: -self.keep]:
             old.unlink(missing_ok=True)
         return path
@@ -77,14 +80,16 @@ class Checkpoints:
             try:
                 state = read_checkpoint(path)
             except WeightsError as error:
-                logger.warning("%s; going back to the one before it", error)
+                logger.warning("%s%s", error, "" if path == paths[0] else " Going back to the one before it.")
                 continue
             check(state)
             return state
         if paths:
-            raise WeightsError(
-                f"None of the {len(paths)} checkpoints in {self.folder} can be read; start again with --overwrite."
-            )
+            none = f"None of the {len(paths)} checkpoints in {self.folder} can be read"
+            if len(paths) == 1:
+                none = f"The only checkpoint in {self.folder} cannot be read"
+            best = f", or another run with --init {self.best}" if self.best.is_file() else ""
+            raise WeightsError(f"{none}; start again with --overwrite{best}.")
         return None
 
     def clean(self) -> None:
@@ -100,9 +105,30 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         WeightsError: the file is damaged, or no checkpoint of this library.
     """
     try:
+        if not path.stat().st_size:
+            raise WeightsError(f"{path} is empty.")
+        _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise WeightsError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
+    except WeightsError:
+        raise
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # the bytes are a failing disk's, and so are the mistakes
+        what = " ".join(str(error).split())[:200] or type(error).__name__
+        raise WeightsError(f"{path} is damaged: {what.rstrip('.')}.") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise WeightsError(f"{os.fspath(path)} is no checkpoint of this version of the library (format {FORMAT}).")
     return state
+
+
+def _check_sums(path: Path) -> None:
+    """Compare every record of torch's zip with its check sum, which ``torch.load`` does not.
+
+    A sum of 0 is none: torch can be told to leave them out (``torch.serialization.set_crc32_options``).
+    """
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.CRC:
+                with archive.open(info) as record:
+                    while record.read(1 << 20):
+                        pass

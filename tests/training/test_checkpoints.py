@@ -51,13 +51,46 @@ def test_none_yet(tmp_path: Path):
 
 def test_a_full_disk_leaves_the_last_one_standing(tmp_path: Path, little_room: None):
     checkpoints = Checkpoints(tmp_path, keep=1)
+    with pytest.raises(StorageError, match=r"Cannot write .*no earlier checkpoint\. .* begins at the start\.$"):
+        checkpoints.save(1, state(1, size=2**16))
     checkpoints.save(1, state(1))
-    with pytest.raises(StorageError, match=r"Cannot write .*step-00000002.pt.* stands: .*step-00000001.pt.*--resume"):
+    with pytest.raises(StorageError, match=r"Cannot write .*step-00000002.pt.* stands: .*step-00000001.pt.* goes on"):
         checkpoints.save(2, state(2, size=2**16))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
     found = checkpoints.latest(anything)
     assert found is not None
     assert found["step"] == 1
+
+
+class Killed(BaseException):
+    """SIGKILL, for a test."""
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+def test_killed_between_the_best_and_the_numbered_one(
+    tmp_path: Path, writes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No numbered checkpoint counts as best what ``best.pt`` does not hold; the step made again brings both."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {**state(1), "best": 0.2}, best=True)
+
+    left = iter(range(writes))
+
+    def killed(data: bytes, path: Path) -> None:
+        if next(left, None) is None:
+            raise Killed
+        path.write_bytes(data)
+
+    monkeypatch.setattr("context_pred.training.checkpoints.write_bytes", killed)
+    with pytest.raises(Killed):
+        checkpoints.save(2, {**state(2), "best": 0.4}, best=True)
+    found = checkpoints.latest(anything)
+    assert found is not None
+    assert (found["step"], found["best"]) == (1, 0.2)
+    assert found["best"] <= read_checkpoint(tmp_path / "best.pt")["best"]
+    monkeypatch.undo()
+    checkpoints.save(2, {**state(2), "best": 0.4}, best=True)
+    assert read_checkpoint(tmp_path / "best.pt")["step"] == 2
 
 
 def test_a_damaged_one_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -69,9 +102,55 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureF
     assert found is not None
     assert found["step"] == 1
     assert "step-00000002.pt is damaged" in caplog.text
-    (tmp_path / "step-00000001.pt").write_bytes(b"")
-    with pytest.raises(WeightsError, match=r"None of the 2 checkpoints.*--overwrite"):
+    assert "Going back to the one before it" in caplog.text
+
+
+def test_where_none_can_be_read_nothing_is_promised(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    checkpoints = Checkpoints(tmp_path)
+    only = checkpoints.save(1, state(1), best=True)
+    only.write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"The only checkpoint.*cannot be read.*--overwrite.*--init .*best\.pt\.$"):
         checkpoints.latest(anything)
+    assert caplog.messages == [f"{only} is empty."]
+    (tmp_path / "step-00000002.pt").write_bytes(b"PK\x03\x04")
+    checkpoints.best.unlink()
+    with pytest.raises(WeightsError, match=r"None of the 2 checkpoints.* can be read.*--overwrite\.$"):
+        checkpoints.latest(anything)
+
+
+def test_flipped_bytes_in_a_tensor_are_noticed(tmp_path: Path):
+    """torch.load by itself gives the wrong weights without a word."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(1))
+    path = checkpoints.save(2, state(2, size=10_000))
+    flip(path, 20_000, 64)
+    assert not torch.equal(torch.load(path, weights_only=True)["model"]["weight"], torch.full((10_000,), 2.0))
+    with pytest.raises(WeightsError, match=r"step-00000002\.pt is damaged: Bad CRC-32"):
+        read_checkpoint(path)
+    found = checkpoints.latest(anything)
+    assert found is not None
+    assert found["step"] == 1
+
+
+def test_whatever_is_flipped_it_is_damage_or_nothing(tmp_path: Path):
+    path = Checkpoints(tmp_path).save(1, state(1, size=100))
+    whole, noticed = path.read_bytes(), 0
+    for offset in range(0, len(whole), 7):
+        path.write_bytes(whole)
+        flip(path, offset, 1)
+        try:
+            found = read_checkpoint(path)
+        except WeightsError:
+            noticed += 1
+        else:
+            assert torch.equal(found["model"]["weight"], torch.ones(100)), offset
+    assert noticed > 100
+
+
+def flip(path: Path, offset: int, count: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset : offset + count] = bytes(byte ^ 0xFF for byte in data[offset : offset + count])
+    path.write_bytes(data)
 
 
 def test_another_run_is_refused_not_passed_over(tmp_path: Path):
