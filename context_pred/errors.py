@@ -49,8 +49,13 @@ class TrainingDivergedError(ContextPredError, RuntimeError):
 
 
 def did_you_mean(given: str, accepted: Iterable[str]) -> str:
-    """Return " Did you mean …?" with the names nearest to the given one, or nothing where none is near."""
-    near = difflib.get_close_matches(str(given), list(accepted), n=3, cutoff=0.5)
+    """Return " Did you mean …?" with up to three names near the given one, or nothing where none is.
+
+    Names that begin with what was given (three letters or more of it) come first, however long they are.
+    """
+    given, names = str(given), list(accepted)
+    begun = [name for name in names if len(given) >= 3 and name.lower().startswith(given.lower())]
+    near = list(dict.fromkeys([*begun, *difflib.get_close_matches(given, names, n=3, cutoff=0.5)]))[:3]
     return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
 
 

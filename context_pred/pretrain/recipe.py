@@ -224,11 +224,13 @@ class Recipe:
         parsed = _parsed(changes)
         where, recipe = f"{self.name} with --set", self
         batch = parsed.get("batch", {})
+        if "per_device" not in batch and type(batch.get("images")) is int:
+            batch["per_device"] = min(self.batch.per_device, max(batch["images"], 1))
         if batch.get("images") is not None and "learning_rate" not in parsed.get("optimizer", {}):
-            if "per_device" not in batch and type(batch["images"]) is int:
-                batch["per_device"] = min(self.batch.per_device, max(batch["images"], 1))
             asked = tables.build(BatchOptions, {**self._given("batch"), **batch}, f"{where}, [batch]", _HOMES)
             recipe = self.with_batch(asked.images, asked.per_device)
+        elif batch.get("per_device") not in (None, self.batch.per_device):
+            recipe = dataclasses.replace(self, notes=(*self.notes, self._other_norms(batch["per_device"])))
         document = {name: recipe._given(name) for name in _TABLES}
         for section, values in parsed.items():
             given = document[section]
@@ -264,8 +266,11 @@ class Recipe:
                 became = f"stays {rate:.6g}, since the loss is a sum."
             notes.append(f"{images} images a step in place of {self.batch.images}: the learning rate {became}")
         if batch.per_device != self.batch.per_device:
-            notes.append(f"Batch norms see {batch.per_device} images in place of {self.batch.per_device}.")
+            notes.append(self._other_norms(batch.per_device))
         return dataclasses.replace(self, batch=batch, optimizer=optimizer, notes=(*self.notes, *notes))
+
+    def _other_norms(self, per_device: int) -> str:
+        return f"Batch norms see {per_device} images in place of {self.batch.per_device}."
 
     def _options(self, table: str) -> dict[str, Any]:
         """Return every option of a table; those not set are None."""

@@ -215,6 +215,8 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'deepcontext'") as caught:
         read_recipe("depcontext")
     assert "./depcontext.toml" in str(caught.value)
+    with pytest.raises(UnknownNameError, match="Did you mean 'resnet18_1xb64-coslr-300k'"):
+        read_recipe("resnet18")
     with pytest.raises(InvalidInputError, match=r"no recipe at runs.mine\.toml\. A name takes one of the library's"):
         read_recipe(Path("runs") / "mine.toml")
 
@@ -443,6 +445,15 @@ def test_the_learning_rate_scales_with_the_batch_and_the_run_says_so() -> None:
 def test_a_learning_rate_given_with_the_batch_is_left_alone() -> None:
     recipe = read_recipe(PUBLISHED[0]).override({"batch.images": "256", "optimizer.learning_rate": "0.3"})
     assert (recipe.optimizer.learning_rate, recipe.notes) == (0.3, ())
+
+
+def test_a_learning_rate_given_with_a_small_batch_makes_the_micro_batch_smaller_too(mine: Recipe) -> None:
+    """As ``--batch-size 16 --set optimizer.learning_rate=…`` asks."""
+    recipe = mine.override({"batch.images": "16", "optimizer.learning_rate": "0.3"})
+    assert (recipe.batch.images, recipe.batch.per_device, recipe.optimizer.learning_rate) == (16, 16, 0.3)
+    assert recipe.notes == ("Batch norms see 16 images in place of 64.",)
+    given = {"batch.images": "16", "batch.per_device": "8", "optimizer.learning_rate": "0.3"}
+    assert mine.override(given).batch.per_device == 8
 
 
 def test_a_batch_below_the_micro_batch_makes_it_smaller(mine: Recipe) -> None:
