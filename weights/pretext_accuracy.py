@@ -7,7 +7,8 @@
   500 photographs of BSDS500: with the recipe's own preparation and sampler (`RUN/recipe.toml`, or `--recipe`).
 - On BSDS500 and all held-out photographs also in the paper's geometry scaled to the patch, in colour and in grey:
   the photograph scaled to (p / 96)² of 150,000 … 450,000 pixels for patches of p px, a gap of half a patch, jitter;
-  the same code as `context-pred audit` uses.
+  at most 256 pairs a draw, chosen at random, as in the paper (BSDS500's photographs have about 90); the same code as
+  `context-pred audit` uses.
 
 Each photograph is asked `--repeats` times with other draws. The intervals are over whole photographs: all draws of one
 count as one. Six CPU minutes for a ResNet-18 with 32 px patches and the corpus's

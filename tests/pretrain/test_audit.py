@@ -23,6 +23,7 @@ from context_pred.pretext import measure, pretext_loss
 from context_pred.pretrain import audit
 from context_pred.pretrain.audit import pairs as audit_pairs
 from context_pred.pretrain.audit import places as audit_places
+from context_pred.pretrain.audit.findings import _places, below_chance
 
 SAMPLER = {"type": "GridPatchSampler", "crop": 60, "patch": 16, "grayscale": 0.5, "pairs": "adjacent"}
 CPU = torch.device("cpu")
@@ -194,6 +195,40 @@ class TestHonest:
         assert len(set(first)) == 12
 
 
+class TestGreyPhotographs:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def grey(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """Twelve noisy pictures without colour."""
+        path, rng = tmp_path_factory.mktemp("grey"), np.random.default_rng(0)
+        for k in range(12):
+            tinted(rng).convert("L").save(path / f"{k}.png")
+        return path
+
+    def test_what_colour_does_cannot_be_told(self, cheat: ContextPredictionModel, grey: Path, tmp_path: Path) -> None:
+        result = audited(cheat, grey, tmp_path)
+        (color,) = (finding for finding in result.findings if finding.question == "color")
+        assert color.sign is None
+        assert color.text == ("Colour removed: these photographs are grey: cannot tell. Give photographs in colour.")
+        assert result.gray == json.loads(result.json.read_text())["gray"] == 12
+        assert [places.name for places in result.places] == ["color"]
+        assert "projected" not in str(result)
+
+    def test_some_grey_ones_are_told_of(self, folder: Path, grey: Path, tmp_path: Path) -> None:
+        result = audited(honest(), [*sorted(folder.iterdir())[:9], *sorted(grey.iterdir())[:3]], tmp_path)
+        assert (result.images, result.gray) == (12, 3)
+        assert "25% of the photographs are grey to begin with" in str(result)
+        assert {places.name for places in result.places} == {"color", "projected", "gray"}
+
+    def test_compression_and_a_few_pixels_make_no_colour(self) -> None:
+        image = torch.randint(0, 250, (1, 60, 80), dtype=torch.uint8).expand(3, -1, -1).clone()
+        image[1] += 5
+        assert audit_pairs.is_gray(image)
+        image[0, 0, :4] = 255 - image[1, 0, :4] // 2
+        image[0, 20:30, 20:30] = 255  # a red spot, 2 % of the picture
+        assert not audit_pairs.is_gray(image)
+
+
 class TestRefusals:
     def test_a_backbone_alone(self, folder: Path, tmp_path: Path) -> None:
         model = ContextPredictionModel("resnet18", pair_layers=False)
@@ -212,6 +247,13 @@ class TestRefusals:
     def test_numbers_out_of_range(self, folder: Path, tmp_path: Path, options: dict[str, object]) -> None:
         with pytest.raises(InvalidInputError, match=next(iter(options))):
             audited(honest(), folder, tmp_path, **options)
+
+    def test_photographs_too_small_for_the_patches(self, folder: Path, tmp_path: Path) -> None:
+        with pytest.raises(InvalidInputError, match=r"size=59 px .* from 60 px up"):
+            audited(honest(), folder, tmp_path, size=59)
+        card = Card("pairs", "resnet18", neck_channels=8, patch_sampler={"type": "RandomPairSampler"})
+        with pytest.raises(InvalidInputError, match=r"size=247 px .* from 248 px up"):
+            audited(ContextPredictionModel.from_card(card), folder, tmp_path, size=247)
 
     def test_the_command_says_it_in_one_line(self, folder: Path, tmp_path: Path) -> None:
         ContextPredictionModel("resnet18", pair_layers=False).save_pretrained(tmp_path / "model")
@@ -318,6 +360,24 @@ class TestGeometries:
         assert (full.gap, full.jitter) == (48, 7)
         assert audit_pairs.papers(RandomPairSampler()) is None
 
+    def test_a_panorama_counts_no_more_than_another_photograph(self) -> None:
+        paper = audit_pairs.papers(GridPatchSampler(60, 16))
+        opened = [Image.new("RGB", size) for size in [(6000, 150), (481, 321)]]
+        photos = audit_pairs.Photos([0, 1], opened, seed=0, channels=3, device=CPU)
+        images = photos.scaled(paper.size)
+        pairs = photos.cut(paper.sampler, images, photos.draws(paper.sampler, images))
+        image = pairs.image[pairs.neighbor]
+        assert torch.equal(image, pairs.image[pairs.center])
+        assert int((image == 0).sum()) == 256
+        plain = paper.sampler.draw([tuple(images[1].shape[1:])], photos.generator(audit_pairs.BOXES, 1))
+        assert int((image == 1).sum()) == len(plain.position) < 256  # nothing is left out of the other one
+        # They come from all over it, each patch that is cut is asked about, and lies where its position says.
+        assert pairs.boxes[pairs.image == 0, 0].max() > 0.8 * images[0].shape[2]
+        assert set(range(int((pairs.image == 0).sum()))) <= {*pairs.neighbor.tolist(), *pairs.center.tolist()}
+        apart = (pairs.boxes[pairs.neighbor] - pairs.boxes[pairs.center])[:, [1, 0]]
+        near = (apart - torch.tensor(OFFSETS)[pairs.position] * 24).abs()
+        assert near[image == 0].max() <= 16
+
     @pytest.mark.parametrize("size", [(20, 30), (40, 4000), (300, 400)])
     def test_every_photograph_is_large_enough(self, size: tuple[int, int]) -> None:
         for sampler in (GridPatchSampler(60, 16), RandomPairSampler(patch=16, gap=8, jitter=1)):
@@ -360,6 +420,17 @@ def test_every_kind_of_model(photos: Path, backbone: str, channels: int, sampler
     assert ("gray" in names) == (channels == 3)
     assert ("color" in names) == (channels == 3 and sampler.get("grayscale", 0) > 0)
     assert set(places.features) == ({"color", "projected", "gray"} if channels == 3 else {"color"})
+
+
+def test_below_chance_is_no_double_negative() -> None:
+    worse = audit_places.Distance(rmse=0.42, chance=0.408, below=-0.021, low=-0.03, high=-0.01)
+    better = audit_places.Distance(rmse=0.40, chance=0.408, below=0.021, low=0.01, high=0.03)
+    assert below_chance(worse) == "no better than chance"
+    assert below_chance(better) == "2.1% below chance"
+    places = audit_places.Places("color", "in colour", worse, worse, better, 0.2, 0.3, 20, 320)
+    text = _places({"color": places}).text
+    assert "0.420 (no better than chance; left to right no better than chance)" in text
+    assert "-" not in text
 
 
 class TestPlaces:

@@ -30,8 +30,8 @@ from context_pred.model import ContextPredictionModel
 from context_pred.pictures import save_png
 from context_pred.training import keys
 
-from .findings import Finding, findings
-from .pairs import PairAudit, Photos, Treatment, border
+from .findings import Finding, colorless, findings
+from .pairs import MOST_PAIRS, PairAudit, Photos, Treatment, border, smallest
 from .picture import sheet
 from .places import PER_IMAGE, Distance, PlaceAudit, Places
 
@@ -52,6 +52,7 @@ class AuditResult:
         model: The model's name.
         images: How many photographs were looked at.
         of: Among how many files they were chosen.
+        gray: How many of those looked at have no colour, of a model that takes colours; else 0.
         skipped: {path: reason} of the files that could not be opened.
         seed: Of every draw.
         settings: Sizes in px: the patch, the blanked border, the photographs' shorter side; patches an image.
@@ -65,6 +66,7 @@ class AuditResult:
     model: str
     images: int
     of: int
+    gray: int
     skipped: dict[str, str]
     seed: int
     settings: dict[str, Any]
@@ -80,6 +82,7 @@ class AuditResult:
             "model": self.model,
             "images": self.images,
             "of": self.of,
+            "gray": self.gray,
             "seed": self.seed,
             "settings": self.settings,
             "signs": [finding.question for finding in self.findings if finding.sign],
@@ -96,6 +99,7 @@ class AuditResult:
             head = "it does not solve the pretext task on these photographs"
         else:
             head = "no sign of cheating" if not signs else f"{signs} sign{'s' if signs > 1 else ''} of cheating"
+            head += ", as far as these photographs tell" * any(finding.sign is None for finding in self.findings)
         lines = [f"{self.model} on {self.images:,} photographs: {head}."]
         lines += [f"{'! ' if finding.sign else '  '}{finding.text}" for finding in self.findings]
         if self.skipped:
@@ -127,7 +131,7 @@ def run(
         images: Photographs, as ``collect`` takes them (a folder, files, a pattern, a list, tar shards); best ones
             that the model has not seen.
         out: The folder to write into; made where it is missing.
-        size: Another shorter side, in px.
+        size: Another shorter side, in px; as large as the sampler needs at least.
         at_most: Take so many photographs at most, chosen at random.
         seed: Of the choice and of every draw.
         device: "auto", or a device of PyTorch's.
@@ -145,6 +149,7 @@ def run(
     _check_arguments(size, at_most, seed)
     found = collect(images)
     network = _loaded(model)
+    _check_size(size, network)
     folder = Path(out)
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,17 +163,19 @@ def run(
     if looked_at < FEWEST:
         path, reason = next(iter(skipped.items()))
         raise ImageError(f"Only {looked_at} photographs could be opened, {FEWEST} are needed; {path} ({reason}).")
-    treatments, told = pairs.results(), places.results(seed)
+    gray = pairs.gray / looked_at
+    treatments, told = pairs.results(), places.results(seed, colorless=colorless(gray))
     result = AuditResult(
         model=network.card.name,
         images=looked_at,
         of=len(found),
+        gray=pairs.gray,
         skipped=skipped,
         seed=seed,
         settings=_settings(pairs, size),
         treatments=treatments,
         places=told,
-        findings=findings(treatments, told),
+        findings=findings(treatments, told, gray),
         json=folder / "audit.json",
         picture=folder / "audit.png",
     )
@@ -186,6 +193,15 @@ def _check_arguments(size: int | None, at_most: int, seed: int) -> None:
         raise InvalidInputError(f"at_most={at_most!r}; accepted: a whole number from {FEWEST} up.")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InvalidInputError(f"seed={seed!r}; accepted: a whole number from 0 up.")
+
+
+def _check_size(size: int | None, model: ContextPredictionModel) -> None:
+    sampler = model.patch_sampler
+    if size is not None and size < smallest(sampler):
+        raise InvalidInputError(
+            f"size={size} px leaves no room for the patches of {model.card.name}; accepted: the photographs' shorter "
+            f"side from {smallest(sampler)} px up, or nothing for that of training."
+        )
 
 
 def _loaded(model: ContextPredictionModel | str | Path) -> ContextPredictionModel:
@@ -262,6 +278,7 @@ def _settings(pairs: PairAudit, size: int | None) -> dict[str, Any]:
         "patch": patch,
         "blanked_border": border(patch),
         "size": size,
+        "most_pairs_per_image": MOST_PAIRS,
         "patches_placed_per_image": PER_IMAGE,
         "samplers": {
             geometry.name: geometry.sampler.to_config()

@@ -10,7 +10,7 @@ from typing import Any
 from context_pred.pretext import CHANCE
 
 from .pairs import Treatment
-from .places import Places
+from .places import Distance, Places
 
 COLOR_LOST = 1 / 3
 """Colour: losing more than this share of the accuracy above chance in grey is a sign."""
@@ -26,6 +26,9 @@ GAP_LOST = 1 / 2
 
 SINGLE_SHARE = 1 / 4
 """Single patches: keeping more than this share with the centre from another image."""
+
+GRAY_SHARE = 9 / 10
+"""Colour: where more than this share of the photographs is grey to begin with, it cannot be told."""
 
 X_BELOW, BOTH_BELOW = 0.05, 0.15
 """Places: an RMSE this far below chance, left to right or over both axes."""
@@ -50,12 +53,15 @@ class Finding:
         return dataclasses.asdict(self)
 
 
-def findings(treatments: Sequence[Treatment], places: Sequence[Places]) -> tuple[Finding, ...]:
-    """Hold every figure against its threshold; a sign must also stand clear of its own interval."""
+def findings(treatments: Sequence[Treatment], places: Sequence[Places], gray: float = 0.0) -> tuple[Finding, ...]:
+    """Hold every figure against its threshold; a sign must also stand clear of its own interval.
+
+    ``gray`` is the share of the photographs that have no colour.
+    """
     by_name = {treatment.name: treatment for treatment in treatments}
     found = [_task(by_name["as_trained"], by_name.get("paper"))]
     if "gray" in by_name:
-        found.append(_color(by_name))
+        found.append(_color(by_name, gray))
     found.append(_borders(by_name))
     found.append(_gap(by_name))
     if "two_images" in by_name:
@@ -92,11 +98,20 @@ def _said(treatment: Treatment) -> str:
     return f"{text}, {100 * treatment.change:+.1f} points ({low} … {high}), {share}"
 
 
-def _color(by_name: dict[str, Treatment]) -> Finding:
+def colorless(gray: float) -> bool:
+    """Whether so many of the photographs are grey that nothing about colour can be told."""
+    return gray > GRAY_SHARE
+
+
+def _color(by_name: dict[str, Treatment], share: float) -> Finding:
     gray = by_name["gray"]
+    if colorless(share):
+        whose = "these photographs are" if share == 1 else f"{share:.0%} of these photographs are"
+        return Finding("color", None, f"Colour removed: {whose} grey: cannot tell. Give photographs in colour.")
     sign = _judged(gray, COLOR_LOST)
     verdict = {True: "it leans on colour", False: "it does not need colour", None: "nothing to lose"}[sign]
-    return Finding("color", sign, f"Colour removed {_said(gray)}: {verdict} (a sign from {COLOR_LOST:.0%}).")
+    some = f"; {share:.0%} of the photographs are grey to begin with, and weaken this" if share >= 0.1 else ""
+    return Finding("color", sign, f"Colour removed {_said(gray)}: {verdict} (a sign from {COLOR_LOST:.0%}{some}).")
 
 
 def _borders(by_name: dict[str, Treatment]) -> Finding:
@@ -151,6 +166,11 @@ def _single(by_name: dict[str, Treatment]) -> Finding:
     )
 
 
+def below_chance(distance: Distance) -> str:
+    """Say how far an RMSE lies below chance."""
+    return f"{distance.below:.1%} below chance" if distance.below >= 0.0005 else "no better than chance"
+
+
 def _places(by_name: dict[str, Places]) -> Finding:
     color = by_name["color"]
     sign = (color.x.below > X_BELOW and color.x.low > 0) or (color.both.below > BOTH_BELOW and color.both.low > 0)
@@ -158,7 +178,7 @@ def _places(by_name: dict[str, Places]) -> Finding:
     for name, words in (("color", "in colour"), ("projected", "projected"), ("gray", "in grey")):
         if name in by_name:
             both, x = by_name[name].both, by_name[name].x
-            parts.append(f"{words} {both.rmse:.3f} ({both.below:.1%} below chance; left to right {x.below:.1%})")
+            parts.append(f"{words} {both.rmse:.3f} ({below_chance(both)}; left to right {below_chance(x)})")
     verdict = "the features know where in the photograph a patch lies" if sign else "the features hardly know"
     return Finding(
         "places",

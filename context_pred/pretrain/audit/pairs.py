@@ -37,6 +37,9 @@ SIZES, BOXES, NOISE, PLACES = range(4)
 """What a random number of the audit is for: the second part of every key."""
 
 PAPER_PATCH, PAPER_JITTER = 96, 7
+MOST_PAIRS = 256
+"""The paper asks about so many pairs of each photograph; without a limit, one panorama outweighs all the others."""
+
 ROOM = 292 / 255
 """OpenMMLab's shorter side of a photograph over the side of the square taken from it."""
 
@@ -103,7 +106,7 @@ def wider_gaps(sampler: Sampler, size: int | None) -> list[Geometry]:
             # Cells of 1.x overlap by a pixel, which leaves no room for a gap; 0.x' differ in nothing else.
             changed = {"preset": "openmmlab-0.x", "crop": 3 * cell + 2 * apart, "gap": (apart, apart)}
             samplers[name] = sampler_from_config({**config, **changed})
-    size_of = _size(sampler, size, _smallest(samplers["gap_whole"]))
+    size_of = _size(sampler, size, smallest(samplers["gap_whole"]))
     return [Geometry(name, made, size_of) for name, made in samplers.items()]
 
 
@@ -127,13 +130,14 @@ def papers(sampler: Sampler) -> Geometry | None:
     return Geometry("paper", drawn, _size(drawn, None))
 
 
-def _smallest(sampler: Sampler) -> int:
+def smallest(sampler: Sampler) -> int:
+    """Return the shorter side in px that a photograph needs at least."""
     return sampler.crop if isinstance(sampler, GridPatchSampler) else sampler.smallest + 1
 
 
 def _size(sampler: Sampler, short: int | None, at_least: int = 0) -> Size:
     """Scale photographs as in training: to one shorter side, or to a random number of pixels as the authors do."""
-    at_least = max(at_least, _smallest(sampler))
+    at_least = max(at_least, smallest(sampler))
 
     def of_grid(height: int, width: int, generator: torch.Generator) -> tuple[int, int]:
         target = short if short is not None else round(sampler.crop * ROOM)  # type: ignore[union-attr]
@@ -178,11 +182,12 @@ class Photos:
         return found
 
     def draws(self, sampler: Sampler, images: Sequence[Tensor]) -> list[PatchDraw]:
-        """Draw pairs in each; the same photograph and sampler give the same draw."""
-        return [
-            sampler.draw([(image.shape[1], image.shape[2])], self.generator(BOXES, number))
-            for number, image in zip(self.numbers, images, strict=True)
-        ]
+        """Draw pairs in each, 256 at most; the same photograph and sampler give the same draw."""
+        drawn = []
+        for number, image in zip(self.numbers, images, strict=True):
+            generator = self.generator(BOXES, number)
+            drawn.append(some_pairs(sampler.draw([(image.shape[1], image.shape[2])], generator), generator))
+        return drawn
 
     def cut(self, sampler: Sampler, images: Sequence[Tensor], draws: Sequence[PatchDraw]) -> PatchPairs:
         """Cut each photograph's draw and join the pairs; noise is the same whenever the same photographs are cut."""
@@ -207,6 +212,8 @@ class PairAudit:
         self.model, self.sampler = model, sampler
         self.own, self.gaps, self.paper = as_trained(sampler, size), wider_gaps(sampler, size), papers(sampler)
         self.rows: dict[str, _Row] = {}
+        self.gray = 0
+        """How many photographs have no colour."""
 
     @torch.no_grad()
     def add(self, photos: Photos) -> None:
@@ -216,6 +223,7 @@ class PairAudit:
         pairs = photos.cut(self.sampler, images, draws)
         self._ask("as_trained", "as trained", photos, pairs)
         if photos.channels == 3:
+            self.gray += sum(is_gray(image) for image in images)
             against = "as_trained"
             if self.sampler.grayscale:  # some of the photographs were grey already
                 against = "color"
@@ -331,6 +339,31 @@ def half_width(one: dict[int, tuple[float, float]], other: dict[int, tuple[float
 
 def _turned(draw: PatchDraw, *, gray: bool) -> PatchDraw:
     return dataclasses.replace(draw, grayscale=torch.tensor([gray]))
+
+
+def some_pairs(draw: PatchDraw, generator: torch.Generator) -> PatchDraw:
+    """Keep 256 pairs of one image, chosen at random, and the boxes they need; a draw of fewer is not touched."""
+    if len(draw.position) <= MOST_PAIRS:
+        return draw
+    kept = torch.randperm(len(draw.position), generator=generator)[:MOST_PAIRS].sort().values
+    ends = torch.stack([draw.neighbor[kept], draw.center[kept]])
+    used = torch.zeros(len(draw.boxes), dtype=torch.bool)
+    used[ends] = True
+    number = used.cumsum(0) - 1
+    return dataclasses.replace(
+        draw,
+        boxes=draw.boxes[used],
+        image=draw.image[used],
+        neighbor=number[ends[0]],
+        center=number[ends[1]],
+        position=draw.position[kept],
+    )
+
+
+def is_gray(image: Tensor) -> bool:
+    """Tell whether a photograph (3, H, W), uint8, has no colour: in all but a thousandth of it none above 8 levels."""
+    spread = image.amax(0) - image.amin(0)
+    return bool((spread > 8).double().mean() <= 0.001)
 
 
 def blank_borders(patches: Tensor) -> Tensor:

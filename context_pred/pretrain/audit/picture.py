@@ -13,7 +13,7 @@ from context_pred.pictures import COLORS, FAINT, INK, PAPER, font
 from context_pred.pretext import CHANCE
 
 from .pairs import EXAMPLES, Treatment
-from .places import Places
+from .places import Distance, Places
 
 MARGIN, LABEL, TILE, ROW, BARS, VALUE = 24, 250, 36, 92, 460, 150
 """px: the rim, the labels' width, a patch's side, a row's height, the bars' width, the figures' width."""
@@ -70,13 +70,17 @@ def sheet(
         for k, axis in enumerate((each.both, each.x)):
             bar = (0.0, axis.below, axis.low, axis.high)
             _bar(pen, top, left, [max(v, 0) / most for v in bar], None, COLORS[1 + k], (k, 2))
-        _value(pen, top, left, f"{each.both.below:.1%}, {each.x.below:.1%}", f"RMSE {each.both.rmse:.3f}")
+        _value(pen, top, left, f"{_below(each.both)}, {_below(each.x)}", f"RMSE {each.both.rmse:.3f}")
         top += ROW
     top += 20
     for line in wrapped:
         pen.text((MARGIN, top), line, fill=COLORS[1] if line.startswith("!") else INK, font=font(13))
         top += 19
     return page
+
+
+def _below(distance: Distance) -> str:
+    return f"{distance.below:.1%}" if distance.below >= 0.0005 else "chance"
 
 
 def _title(treatments: Sequence[Treatment], name: str | None) -> str:

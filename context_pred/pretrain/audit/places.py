@@ -134,16 +134,22 @@ class PlaceAudit:
         )
         return draw, corner / room.clamp(min=1).double()
 
-    def results(self, seed: int) -> tuple[Places, ...]:
-        """Fit and test under each treatment; ``seed`` decides which images are fitted together."""
+    def results(self, seed: int, *, colorless: bool = False) -> tuple[Places, ...]:
+        """Fit and test under each treatment; ``seed`` decides which images are fitted together.
+
+        Of ``colorless`` photographs, as they are alone: there is nothing to project away.
+        """
         titles = {"color": "in colour", "projected": "green-magenta projected away", "gray": "in grey"}
+        treated = self.features
+        if colorless:
+            titles, treated = {"color": "as they are: grey"}, {"color": self.features["color"]}
         places = torch.stack(self.places)
         order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))
         fold = torch.empty_like(order)
         fold[order] = torch.arange(len(order)) % FOLDS
         return tuple(
             _result(name, titles[name], places, *cross_fitted(torch.stack(features), places, fold))
-            for name, features in self.features.items()
+            for name, features in treated.items()
         )
 
 
