@@ -79,7 +79,7 @@ class Photo:
         Args:
             grey: True gives one channel. Of a JPEG file it is the brightness that the file stores, which costs a
                 quarter less to decode; the brightness of the decoded colours (Pillow's "L", which other files give)
-                differs from it by more than one grey level only where colours were clipped.
+                differs from it only where colours were clipped to 0 … 255, there by up to 15 grey levels.
 
         Returns:
             uint8 (3, height, width), RGB, or (1, height, width), upright; the channels of a pixel lie side by side.

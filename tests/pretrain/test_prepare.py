@@ -14,9 +14,10 @@ from torchvision.transforms.v2 import functional as F
 
 from context_pred.data import open_image
 from context_pred.errors import ImageError, InvalidInputError, UnknownNameError
-from context_pred.patches import GridPatchSampler, RandomPairSampler
+from context_pred.patches import GridPatchSampler, RandomPairSampler, sampler_from_config
 from context_pred.patches.random_pairs import draw_size
 from context_pred.pretrain.prepare import ImageOptions, Preparation, Prepared
+from context_pred.pretrain.recipe import read_recipe
 from context_pred.training import keys
 
 COLOR = GridPatchSampler(60, 16, grayscale=0, normalize=False)
@@ -70,6 +71,45 @@ def test_photographs_that_turn_grey_are_grey_within_one_level(photos: Path) -> N
         difference = (patches(prepared, grey)[:, 0].float() - luma).abs()
         assert (difference > 1).float().mean() < 0.03
         assert difference.mean() < 0.6
+
+
+def by_pillow(path: Path, short: int, sampler: GridPatchSampler) -> torch.Tensor:
+    """The patches of upstream's way: resize in colour, then Pillow's "L"; with the boxes of generator 1."""
+    image = open_image(path)
+    height, width = (short * side // min(image.size) for side in (image.height, image.width))
+    grey = np.array(image.resize((width, height), Image.Resampling.BILINEAR).convert("L").convert("RGB"))
+    generator = keys.generator(1)
+    torch.rand((), generator=generator)  # the flip
+    draw = sampler.draw([(height, width)], generator)
+    return sampler.cut(torch.from_numpy(grey).permute(2, 0, 1)[None], draw).patches
+
+
+def test_exact_grey_is_upstreams(photos: Path) -> None:
+    """A colour that was clipped when it was decoded has another brightness than the file stores."""
+    sampler = GridPatchSampler(60, 16, grayscale=1, normalize=False)
+    one_channel = GridPatchSampler(60, 16, grayscale=1, normalize=False, mean=(0.5,), std=(0.25,))
+    largest = {True: 0, False: 0}
+    for path in sorted(photos.glob("*.jpg"))[:6]:
+        expected = by_pillow(path, 100, sampler).int()
+        for exact in (True, False):
+            options = ImageOptions(resize=100, exact_grey=exact)
+            prepared = Preparation(options, sampler)(path, keys.generator(1))
+            difference = (patches(prepared, sampler).int() - expected).abs()
+            largest[exact] = max(largest[exact], int(difference.max()))
+        prepared = Preparation(ImageOptions(resize=100, exact_grey=True), one_channel, 1)(path, keys.generator(1))
+        assert prepared.pixels.shape == (1, 60, 60)
+        assert (patches(prepared, one_channel).int() - expected[:, :1]).abs().max() <= 1
+    assert largest[True] == 1  # the resizing's rounding
+    assert 3 <= largest[False] <= 15
+
+
+@pytest.mark.parametrize("name", ["resnet50_8xb64-steplr-70e", "resnet50_8xb64-steplr-70e-1x", "deepcontext"])
+def test_the_published_recipes_take_no_short_cut(photos: Path, name: str) -> None:
+    recipe = read_recipe(name)
+    sampler = sampler_from_config({**recipe.sampler, "grayscale": 1.0 if recipe.sampler.get("grayscale") else 0.0})
+    preparation = Preparation(recipe.images, sampler, recipe.model.in_channels)
+    prepared = preparation(photos / "koala.jpg", keys.generator(1))
+    assert not (prepared.pixels == prepared.pixels[0]).all()  # not grey yet
 
 
 @pytest.mark.parametrize("options", [{"preset": "openmmlab-1.x"}, {"channel_order": "bgr"}])
