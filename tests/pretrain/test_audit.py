@@ -213,6 +213,7 @@ class TestGreyPhotographs:
         assert result.gray == json.loads(result.json.read_text())["gray"] == 12
         assert [places.name for places in result.places] == ["color"]
         assert "projected" not in str(result)
+        assert "in colour" not in result.findings[-1].text
 
     def test_some_grey_ones_are_told_of(self, folder: Path, grey: Path, tmp_path: Path) -> None:
         result = audited(honest(), [*sorted(folder.iterdir())[:9], *sorted(grey.iterdir())[:3]], tmp_path)

@@ -175,7 +175,8 @@ def _places(by_name: dict[str, Places]) -> Finding:
     color = by_name["color"]
     sign = (color.x.below > X_BELOW and color.x.low > 0) or (color.both.below > BOTH_BELOW and color.both.low > 0)
     parts = []
-    for name, words in (("color", "in colour"), ("projected", "projected"), ("gray", "in grey")):
+    as_they_are = "in colour" if len(by_name) > 1 else "as they are"
+    for name, words in (("color", as_they_are), ("projected", "projected"), ("gray", "in grey")):
         if name in by_name:
             both, x = by_name[name].both, by_name[name].x
             parts.append(f"{words} {both.rmse:.3f} ({below_chance(both)}; left to right {below_chance(x)})")
