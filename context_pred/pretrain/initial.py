@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,9 +14,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from context_pred.backbones import ContextNetBackbone, adapt_stem, xavier_caffe
-from context_pred.card import ChannelOrder
+from context_pred.card import CARD_FILE, ChannelOrder
 from context_pred.errors import InvalidInputError, WeightsError, unknown
+from context_pred.training.checkpoints import Checkpoints
 from context_pred.zoo import load_pretrained
+from context_pred.zoo.sources import resolve
+
+from .recipe import RECIPE_FILE
 
 if TYPE_CHECKING:
     from context_pred.model import ContextPredictionModel
@@ -132,17 +137,19 @@ def start_from(
 
     Args:
         model: The run's model, with fresh weights.
-        name_or_path: What ``context_pred.load_pretrained`` takes.
+        name_or_path: What ``context_pred.load_pretrained`` takes, or a run's folder: its model or, where it has none
+            yet, its newest checkpoint that can be read.
         sampler: The recipe's sampler; None: a ``GridPatchSampler`` with the model's mean and std.
 
     Returns:
         What was taken and what was not; the optimiser is not among it.
 
     Raises:
-        WeightsError: the model has another backbone; nothing was copied.
+        WeightsError: the model has another backbone; nothing was copied. Or no checkpoint of a run can be read.
+        InvalidInputError: a run's folder with neither model nor checkpoint.
         ContextPredError: whatever ``load_pretrained`` raises.
     """
-    source = load_pretrained(name_or_path)
+    source, notes = _source(name_or_path)
     card, own_card = source.card, model.card
     if card.backbone != own_card.backbone:
         raise WeightsError(
@@ -150,7 +157,7 @@ def start_from(
             f"model, or a recipe of that backbone (--set model.backbone={card.backbone})."
         )
     state, own = source.state_dict(), model.state_dict()
-    channels, notes = model.backbone.in_channels, []
+    channels = model.backbone.in_channels
     order = card.channel_order
     if order == "bgr" and (channels != 3 or (sampler or {}).get("type", "GridPatchSampler") != "GridPatchSampler"):
         state[_STEM] = state[_STEM].flip(1)
@@ -168,6 +175,26 @@ def start_from(
     chosen = {key: value for key, value in state.items() if key.split(".")[0] in taken}
     model.load_weights({**own, **chosen})
     return StartedFrom(card.name, card.sha256, taken, len(chosen), left_out, order, tuple(notes))
+
+
+def _source(name_or_path: str | os.PathLike[str]) -> tuple[ContextPredictionModel, list[str]]:
+    """Load the model to start from; of a run's folder say what in it was taken."""
+    run = resolve(name_or_path)
+    if not isinstance(run, Path) or not (run / RECIPE_FILE).is_file() or (run / CARD_FILE).is_file():
+        return load_pretrained(name_or_path), []
+    if (run / "model" / CARD_FILE).is_file():
+        return load_pretrained(run / "model"), [f"It is the model of the run in {run}."]
+    checkpoints = Checkpoints(run / "checkpoints")
+    paths = [*reversed(checkpoints.numbered()), *([checkpoints.best] if checkpoints.best.is_file() else [])]
+    damaged: list[str] = []
+    for path in paths:
+        try:
+            return load_pretrained(path), [*damaged, f"The run in {run} has not ended; this is its checkpoint {path}."]
+        except WeightsError as error:
+            damaged.append(f"Passed over: {error}")
+    if damaged:
+        raise WeightsError(f"The run in {run} has no model, and no checkpoint that can be read. {' '.join(damaged)}")
+    raise InvalidInputError(f"The run in {run} has neither a model nor a checkpoint yet: nothing to start from.")
 
 
 def _left_out(

@@ -1,4 +1,4 @@
-"""Checkpoint files of others, read without running anything that is in them.
+"""Checkpoint files, read without running anything that is in them: those of others, and of our own runs.
 
 ``read_checkpoint`` takes torch's zip format, its older stream (``_use_new_zipfile_serialization=False``; what
 OpenMMLab publishes) and safetensors. Layouts, sizes and offsets are checked against the bytes that are really there
@@ -58,6 +58,14 @@ OTHER_STORAGES = {
 
 
 @dataclass(frozen=True)
+class RunState:
+    """What a checkpoint of this library's own pretraining says beside its weights: the recipe (TOML) and the step."""
+
+    recipe: str
+    step: int
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """What a checkpoint file holds.
 
@@ -67,6 +75,7 @@ class Checkpoint:
         strays: entries of the state dict that are no tensors, as {key: what they are}.
         meta: the plain values (numbers, texts) of the file's ``meta``, such as ``mmselfsup_version``.
         entries: the names at the top of the file; empty where the state dict is all there is.
+        run: of a checkpoint in ``RUN/checkpoints`` of this library; None for those of others.
     """
 
     form: str
@@ -74,6 +83,7 @@ class Checkpoint:
     strays: dict[str, str]
     meta: dict[str, str | int | float]
     entries: tuple[str, ...]
+    run: RunState | None = None
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -341,7 +351,15 @@ def _checkpoint(form: str, content: Any, storages: _Storages) -> Checkpoint:
         for key, value in (meta.items() if isinstance(meta, dict) else ())
         if isinstance(key, str) and isinstance(value, (str, int, float))
     }
-    return Checkpoint(form, tensors, strays, plain, entries)
+    return Checkpoint(form, tensors, strays, plain, entries, _run_state(content) if entries else None)
+
+
+def _run_state(content: dict[Any, Any]) -> RunState | None:
+    """Recognise a checkpoint of this library (``training/checkpoints.py``) by what it has beside its weights."""
+    match content:
+        case {"format": int(), "recipe": str(recipe), "step": int(step), "model": dict()}:
+            return RunState(recipe, step)
+    return None
 
 
 def _state_dict(content: dict[Any, Any]) -> tuple[dict[Any, Any], tuple[str, ...]]:

@@ -7,6 +7,7 @@ says which); the head's rows are put into raster order.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from ..errors import DigestError, InvalidInputError, WeightsError, unknown
 from ..model import ContextPredictionModel
 from ..patches.grid import PRESETS
 from ..patches.layout import RASTER_FROM_1X
-from . import registry
+from . import registry, runs
 from ._folder import write_model_folder
 from .checkpoints import Checkpoint, read_checkpoint
 from .download import file_sha256
@@ -55,6 +56,7 @@ class Converted:
         taken: How many entries of the source were taken.
         ignored: The entries of the source that were left out.
         filled: The entries that old files lack and that were set to 0 (``num_batches_tracked``).
+        told: The card that the file's own recipe makes, for a checkpoint of this library's pretraining.
     """
 
     state_dict: dict[str, Tensor]
@@ -69,9 +71,14 @@ class Converted:
     taken: int
     ignored: tuple[str, ...]
     filled: tuple[str, ...]
+    told: Card | None = None
 
     def card(self, name: str) -> Card:
         """Return a card with what the file tells: network, channel order, normalisation and patch sampler."""
+        if self.told is not None:
+            return in_channel_order(self.told, self.channel_order).replace(
+                name=name, in_channels=self.in_channels, neck_channels=self.neck_channels
+            )
         with torch.device("meta"):
             untrained = ContextPredictionModel(self.backbone, in_channels=self.in_channels, pair_layers=False).card
         card = untrained.replace(
@@ -128,8 +135,8 @@ def convert_checkpoint(
     """Read a checkpoint of any layout and put it into this library's terms.
 
     Read are OpenMMLab's files (mmselfsup 0.5–1.x, OpenSelfSup; whole, or the output of its "extract backbone" tool),
-    torchvision's state dicts with or without ``fc``, and this library's own safetensors. ``module.`` and
-    ``_orig_mod.`` before the keys are removed.
+    torchvision's state dicts with or without ``fc``, and this library's own: safetensors, and the checkpoints of its
+    pretraining, whose recipe tells all that a card needs. ``module.`` and ``_orig_mod.`` before the keys are removed.
 
     Args:
         source: The file.
@@ -160,7 +167,9 @@ def _convert(source: Path, card: Card | None, channel_order: str | None, label_o
     _check_order("label order", label_order, LabelOrder)
     checkpoint = read_checkpoint(source)
     try:
-        return _converted(checkpoint, card, channel_order, label_order)
+        told = runs.card_of(checkpoint.run) if card is None and checkpoint.run is not None else None
+        found = _converted(checkpoint, card or told, channel_order, label_order)
+        return dataclasses.replace(found, told=told)
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from error
 

@@ -39,8 +39,8 @@ def load_pretrained(
     before a byte is parsed, also of files that are cached already.
 
     Args:
-        name_or_path: A name (``context_pred.list_models()``); a path to a model folder, a ``.safetensors`` file or
-            somebody's checkpoint; or ``hf-hub:owner/name@revision``.
+        name_or_path: A name (``context_pred.list_models()``); a path to a model folder, a ``.safetensors`` file or a
+            checkpoint, somebody's or of a run (``RUN/checkpoints/best.pt``); or ``hf-hub:owner/name@revision``.
         revision: Commit (40 hex digits), branch or tag, for a Hub id that names none.
         cache_dir: Folder for downloads, in place of the Hub's own cache folders.
         local_files_only: Ask no server; so does HF_HUB_OFFLINE=1.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from context_pred.card import Card
 from context_pred.errors import InvalidInputError, UnknownNameError, WeightsError
 from context_pred.model import ContextPredictionModel
 from context_pred.pretrain.initial import initialize, start_from
-from context_pred.pretrain.recipe import read_recipe
+from context_pred.pretrain.recipe import RECIPE_FILE, read_recipe
+from context_pred.training.checkpoints import Checkpoints
 
 
 def small(backbone: str = "resnet18", **options) -> ContextPredictionModel:
@@ -204,3 +206,75 @@ def test_the_shipped_model_starts_the_recipe_for_a_cpu() -> None:
     assert found.applied_to(recipe) is recipe
     assert isinstance(model.card, Card)
     assert model.card.name != found.source
+
+
+# A run's folder -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unfinished(tmp_path: Path) -> Path:
+    """A run on BGR patches that was killed or diverged after step 20, with checkpoints and no model."""
+    recipe = read_recipe("resnet18_1xb64-coslr-300k").override({"model.neck_channels": "16"})
+    recipe = recipe.override({"sampler.channel_order": "bgr"})
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / RECIPE_FILE).write_text(recipe.to_toml(), encoding="utf-8")
+    model = small()
+    for step in (10, 20):
+        torch.nn.init.constant_(model.get_parameter("head.fc_cls.bias"), step)
+        state = {"recipe": recipe.to_toml(), "files": "", "best": 0.2, "model": model.state_dict()}
+        Checkpoints(run / "checkpoints").save(step, state, best=step == 10)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("what", "step"), [("", 20), ("checkpoints/best.pt", 10), ("checkpoints/step-00000010.pt", 10)]
+)
+def test_a_run_that_has_not_ended(unfinished: Path, what: str, step: int) -> None:
+    recipe = read_recipe("resnet18_1xb64-coslr-300k")
+    model = small()
+    found = start_from(model, str(unfinished / what), recipe.sampler)
+    assert found.taken == ("backbone", "neck", "head")
+    assert model.get_parameter("head.fc_cls.bias").unique().tolist() == [step]
+    assert found.applied_to(recipe).make_sampler().channel_order == "bgr"
+    said = f"The run in {unfinished} has not ended; this is its checkpoint" in str(found)
+    assert said == (what == "")
+    assert f"Started from {'step-00000020.pt' if not what else Path(what).name}:" in str(found)
+
+
+def test_damaged_checkpoints_are_passed_over_and_said(unfinished: Path) -> None:
+    folder = unfinished / "checkpoints"
+    for name, left in (("step-00000020.pt", "step-00000010.pt"), ("step-00000010.pt", "best.pt")):
+        data = bytearray((folder / name).read_bytes())
+        data[1_000_000] ^= 1
+        (folder / name).write_bytes(data)
+        found = start_from(small(), unfinished)
+        assert found.source == left
+        assert "Passed over: " in str(found)
+        assert "step-00000020.pt: damaged file (wrong check sum" in str(found)
+    (folder / "best.pt").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"no model, and no checkpoint that can be read\. .*best\.pt: it is empty"):
+        start_from(small(), unfinished)
+
+
+def test_a_run_without_a_checkpoint(unfinished: Path) -> None:
+    for path in (unfinished / "checkpoints").iterdir():
+        path.unlink()
+    with pytest.raises(InvalidInputError, match="neither a model nor a checkpoint yet"):
+        start_from(small(), unfinished)
+
+
+def test_a_finished_run_gives_its_model(unfinished: Path) -> None:
+    saved(unfinished / "model", small())
+    model = small()
+    found = start_from(model, unfinished)
+    assert found.source == "given"
+    assert f"It is the model of the run in {unfinished}." in str(found)
+    theirs = ContextPredictionModel.from_pretrained(unfinished / "model")
+    assert torch.equal(model.backbone.conv1.weight, theirs.backbone.conv1.weight)
+
+
+def test_a_model_folder_with_a_recipe_in_it_is_a_model_folder(given: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(given, tmp_path / "copy")
+    (folder / RECIPE_FILE).write_text("")
+    assert start_from(small(), folder).notes == ()

@@ -26,8 +26,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
+import context_pred
 from context_pred.errors import ContextPredError, InvalidInputError, NotCachedError, WeightsError
-from context_pred.zoo.checkpoints import read_checkpoint
+from context_pred.model import ContextPredictionModel
+from context_pred.zoo.checkpoints import RunState, read_checkpoint
 
 FORMATS = ("zip", "stream")
 
@@ -499,3 +501,86 @@ def test_no_file_and_a_folder(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "nowhere.pth")
     with pytest.raises(InvalidInputError, match="is a folder"):
         read_checkpoint(tmp_path)
+
+
+# checkpoints of this library's own runs
+
+
+RECIPE = """
+name = "mine"
+title = "Mine"
+[model]
+backbone = "resnet18"
+in_channels = 3
+neck_channels = 16
+[sampler]
+type = "GridPatchSampler"
+preset = "openmmlab-1.x"
+crop = 135
+patch = 32
+mean = [0.1, 0.2, 0.3]
+std = [0.2, 0.2, 0.2]
+channel_order = "bgr"
+"""
+
+
+def run_state(recipe: str = RECIPE, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """What ``RUN/checkpoints/best.pt`` holds."""
+    model = ContextPredictionModel("resnet18", neck_channels=16).to(dtype).to(memory_format=torch.channels_last)
+    optimizer = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
+    own = {"optimizer": optimizer, "scaler": {}, "recipe": recipe, "files": "ab12", "best": 0.25}
+    return {"format": 1, "step": 1500, "model": model.state_dict(), **own}
+
+
+def test_a_runs_checkpoint_is_a_model(tmp_path: Path) -> None:
+    """Its recipe tells all that the card needs; nothing has to be said by hand."""
+    state = run_state(dtype=torch.float64)
+    path = save(state, tmp_path / "best.pt")
+    assert read_checkpoint(path).run == RunState(RECIPE, 1500)
+    model = context_pred.load_pretrained(path)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state["model"][key].to(value.dtype)), key
+    card = model.card
+    assert (card.name, card.recipe, card.backbone, card.neck_channels) == ("best.pt", "mine", "resnet18", 16)
+    assert (card.mean, card.std, card.channel_order) == ((0.1, 0.2, 0.3), (0.2, 0.2, 0.2), "bgr")
+    assert "after 1,500 steps" in card.description
+    sampler = model.patch_sampler
+    assert (sampler.preset, sampler.patch, sampler.channel_order) == ("openmmlab-1.x", 32, "bgr")
+    # The label order of the preset's upstream is no business of ours.
+    assert torch.equal(model.head.fc_cls.weight, state["model"]["head.fc_cls.weight"].float())
+
+
+def test_a_runs_checkpoint_converts_to_a_model_folder(tmp_path: Path) -> None:
+    from context_pred.zoo import convert
+
+    folder = convert.convert(save(run_state(), tmp_path / "best.pt"), tmp_path / "model", name="mine")
+    card = context_pred.load_pretrained(folder).card
+    assert (card.name, card.recipe, card.channel_order, card.mean) == ("mine", "mine", "bgr", (0.1, 0.2, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("[sampler]", "[other]"), "its recipe does not tell the network .KeyError: 'sampler'"),
+        (('"resnet18"', '"resnet1000"'), "Unknown backbone 'resnet1000'"),
+        (('"resnet18"', '"resnet34"'), "holds a resnet18 with pair layers, but the card .* resnet34"),
+        (("[model]", "[model"), "TOMLDecodeError"),
+        (("in_channels = 3", 'in_channels = "3"'), "its recipe does not tell"),
+        (("crop = 135", "corp = 135"), "corp"),
+    ],
+)
+def test_a_runs_checkpoint_with_a_recipe_that_is_none(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    assert change[0] in RECIPE
+    path = save(run_state(RECIPE.replace(*change)), tmp_path / "best.pt")
+    with pytest.raises(WeightsError, match=rf"best\.pt.*{message}"):
+        context_pred.load_pretrained(path)
+
+
+def test_others_checkpoints_are_no_runs(tmp_path: Path) -> None:
+    """A few of the names are not enough."""
+    state = {"format": 1, "step": 2, "recipe": RECIPE, "model": {"w": torch.ones(2)}}
+    assert read_checkpoint(save(state, tmp_path / "a.pt")).run == RunState(RECIPE, 2)
+    for missing in ("format", "recipe", "step"):
+        part = {key: value for key, value in state.items() if key != missing}
+        assert read_checkpoint(save(part, tmp_path / "a.pt")).run is None
+    assert read_checkpoint(save({**state, "recipe": ["a", "list"]}, tmp_path / "a.pt")).run is None
