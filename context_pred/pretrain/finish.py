@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from context_pred.card import Metric
+from context_pred.errors import StorageError
 from context_pred.hub_readme import PAPER
 from context_pred.model import ContextPredictionModel
 from context_pred.patches import GridPatchSampler, RandomPairSampler
@@ -29,7 +30,7 @@ SAMPLED = 24
 
 
 def finish(
-    run: Run, held_out: PretextResult | None, training: PretextResult, *, seconds: float, images_seen: int, steps: int
+    run: Run, held_out: PretextResult | None, training: PretextResult, seconds: float, images_seen: int, steps: int
 ) -> None:
     """Write the finished model, its figures and the report into the run's folder.
 
@@ -40,7 +41,19 @@ def finish(
         seconds: Of the whole run.
         images_seen: Over all epochs.
         steps: Optimiser steps.
+
+    Raises:
+        StorageError: the disk is full; the run's last checkpoint stands.
     """
+    try:
+        _write(run, held_out, training, seconds, images_seen, steps)
+    except StorageError as error:
+        raise StorageError(f"{error} {run.ranks.kept}") from error
+
+
+def _write(
+    run: Run, held_out: PretextResult | None, training: PretextResult, seconds: float, images_seen: int, steps: int
+) -> None:
     figures = {
         "held_out": held_out.to_dict() if held_out is not None else None,
         "training": training.to_dict(),
@@ -76,14 +89,13 @@ def export(
         name=recipe.name,
         title=recipe.title,
         description=f"Trained by context prediction with the recipe {recipe.name}.",
-        dataset=f"{len(run.collection):,} unlabelled images",
+        dataset=f"{len(run.split.training):,} unlabelled images",
         recipe=recipe.name,
         trained=time.strftime("%Y-%m-%d"),
         paper=PAPER,
         notes=(
             f"{images_seen:,} images in {steps:,} steps of {recipe.batch.images} "
-            f"({steps / run.order.steps_per_epoch:.1f} epochs), {seconds / 60:.1f} minutes.",
-            *([str(run.started_from)] if run.started_from is not None else []),
+            f"({images_seen / len(run.split.training):.1f} epochs), {seconds / 60:.1f} minutes.",
             *run.notes,
         ),
         metrics=_metrics(recipe.name, held_out, training),
@@ -120,7 +132,7 @@ def _metrics(name: str, held_out: PretextResult | None, training: PretextResult)
 @torch.no_grad()
 def _sampled_pairs(run: Run) -> dict[str, Tensor]:
     """Cut some pairs of held-out (or training) images, one an image, and let the model say where the neighbour lies."""
-    collection = run.held_out if run.held_out is not None else run.collection
+    collection = run.split.held_out or run.split.training
     count = min(SAMPLED, len(collection))
     chosen = [(0, number * len(collection) // count) for number in range(count)]
     seed = keys.seed(run.recipe.run.seed, 3)

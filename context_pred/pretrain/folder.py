@@ -19,12 +19,14 @@ from context_pred import __version__
 from context_pred.errors import InvalidInputError, storing
 from context_pred.weights_file import write_bytes
 
+from .damaged import DAMAGED_FILE
 from .recipe import RECIPE_FILE, Recipe
+from .split import Split
 
 WRITTEN = (
     "run.json",
     "log.jsonl",
-    "damaged.jsonl",
+    DAMAGED_FILE,
     "checkpoints",
     "tensorboard",
     "result.json",
@@ -48,7 +50,9 @@ def make_ready(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InvalidInputError(f"out={str(folder)!r} is a file; accepted: the name of a folder.")
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    # A hidden file is what a write that was killed has left, or nothing of a run's.
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    there = [name for name in names if not name.startswith(".")]
     shown = f"{', '.join(there[:3])}{', …' if len(there) > 3 else ''}"
     if resume and overwrite:
         raise InvalidInputError("--resume goes on and --overwrite begins anew; give one of them.")
@@ -97,10 +101,18 @@ def describe(folder: Path, recipe: Recipe, device: torch.device, values: Mapping
     write_bytes(_json(about), folder / "run.json")
 
 
+def description(folder: Path) -> dict[str, Any]:
+    """Read ``run.json``; nothing where it is not there or cannot be understood."""
+    try:
+        about = json.loads((folder / "run.json").read_text(encoding="utf-8", errors="surrogateescape"))
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
 def note_resumed(folder: Path, step: int, ranks: int) -> None:
     """Add to ``run.json`` that the run was gone on with."""
-    path = folder / "run.json"
-    about = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape")) if path.is_file() else {}
+    path, about = folder / "run.json", description(folder)
     resumed = {"step": step, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "world_size": ranks}
     write_bytes(_json({**about, "resumed": [*about.get("resumed", []), resumed]}), path)
 
@@ -114,25 +126,10 @@ def _json(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
 
 
-def write_damaged(folder: Path, damaged: Mapping[str, str]) -> None:
-    """Write ``damaged.jsonl``: a line an image, by name."""
-    lines = [{"image": name, "reason": reason} for name, reason in sorted(damaged.items())]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    write_bytes(text.encode("utf-8", "surrogateescape"), folder / "damaged.jsonl")
-
-
-def read_damaged(folder: Path) -> dict[str, str]:
-    """Read ``damaged.jsonl``; nothing where it is not there."""
-    path = folder / "damaged.jsonl"
-    if not path.is_file():
-        return {}
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    rows = [json.loads(line) for line in text.split("\n") if line]
-    return {row["image"]: row["reason"] for row in rows}
-
-
-def check_same_run(folder: Path, state: Mapping[str, Any], recipe: Recipe, files: str) -> None:
-    """Raise InvalidInputError where a checkpoint belongs to another recipe or to other images."""
+def check_same_run(
+    folder: Path, state: Mapping[str, Any], recipe: Recipe, split: Split, init: Mapping[str, Any] | None
+) -> None:
+    """Raise InvalidInputError where a checkpoint belongs to another recipe, other images or another beginning."""
     old, new = (_flat(tomllib.loads(text)) for text in (state["recipe"], recipe.to_toml()))
     differences = [
         f"{name} was {old.get(name, 'not set')!r} and is {new.get(name, 'not set')!r}"
@@ -144,10 +141,19 @@ def check_same_run(folder: Path, state: Mapping[str, Any], recipe: Recipe, files
             f"The run in {folder} has another recipe: {'; '.join(differences)}. Resume it with its own (--recipe "
             f"{folder / RECIPE_FILE}), begin anew with --overwrite, or start another run from its weights with --init."
         )
-    if state["files"] != files:
+    what = None
+    if state["files"] != split.training_digest:
+        what = "was on other images than those given now. Give the same images"
+    elif state.get("held_out", split.held_out_digest) != split.held_out_digest:
+        what = "held out other images than those given now. Give the same images"
+    began = description(folder).get("init") or {}
+    if init is not None and began.get("sha256") != init.get("sha256"):
+        source = began.get("source") or "random weights"
+        what = f"did not start from {init.get('source')}, but from {source}. Leave --init away"
+    if what is not None:
         raise InvalidInputError(
-            f"The run in {folder} was on other images than those given now. Give the same images to resume it, begin "
-            f"anew with --overwrite, or start another run from its weights with --init."
+            f"The run in {folder} {what} to resume it, begin anew with --overwrite, or start another run from its "
+            f"weights with --init."
         )
 
 

@@ -31,6 +31,15 @@ TOGETHER = 32_000_000
 """Bytes of files at a time: all are read, then all drawn for, then all decoded. So each kind of work finds its code and
 its tables in the processor's caches, which is worth a third of the time."""
 
+NOTHING = PatchDraw(
+    boxes=torch.zeros(0, 4, dtype=torch.int64),
+    image=torch.zeros(0, dtype=torch.int64),
+    neighbor=torch.zeros(0, dtype=torch.int64),
+    center=torch.zeros(0, dtype=torch.int64),
+    position=torch.zeros(0, dtype=torch.int64),
+)
+"""The draw of no images."""
+
 _GRACE = 60
 """Seconds that a worker goes on after the signal to end, for its process to save what it has done."""
 
@@ -89,12 +98,13 @@ def load(
     seed: int,
     workers: int = 0,
     pin_memory: bool = False,
+    replace: bool = True,
 ) -> Iterator[MicroBatch]:
     """Load micro-batches, in the order given, the same ones with any number of workers.
 
     All random numbers of an image come from ``keys.generator(seed, epoch, image)``. In the place of a damaged image
     comes the next one that can be read, counted on from it (after the last the first), with the draws of the place:
-    every micro-batch is full.
+    every micro-batch is full. Without ``replace`` damaged images are left out, and a micro-batch can have none left.
 
     Args:
         collection: The images.
@@ -103,13 +113,14 @@ def load(
         seed: The run's.
         workers: Processes; 0 loads in the caller's.
         pin_memory: True puts the images where a GPU can copy from by itself.
+        replace: False leaves damaged images out, as a measurement must.
 
     Raises:
-        ImageError: a hundred images in a row cannot be read.
+        ImageError: with ``replace``, a hundred images in a row cannot be read.
         WorkerError: a worker died.
     """
     loader = DataLoader(
-        _Batches(collection, preparation, seed),
+        _Batches(collection, preparation, seed, IN_A_ROW if replace else 0),
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists does, which may be endless
         collate_fn=_same,
         num_workers=workers,
@@ -161,8 +172,9 @@ def _room(shape: tuple[int, ...]) -> Tensor:
 class _Batches(Dataset[MicroBatch]):
     """Turns a list of (epoch, image) into a micro-batch, in a worker."""
 
-    def __init__(self, collection: Collection, preparation: Preparation, seed: int) -> None:
+    def __init__(self, collection: Collection, preparation: Preparation, seed: int, attempts: int) -> None:
         self.collection, self.preparation, self.seed = collection, preparation, seed
+        self.attempts = min(attempts, len(collection))  # images tried for a place; 0 leaves a damaged one out
 
     def __getitems__(self, places: Sequence[Place]) -> MicroBatch | ContextPredError:
         try:
@@ -180,16 +192,18 @@ class _Batches(Dataset[MicroBatch]):
         for lot in self._lots(places):
             for (place, _), one in zip(lot, self._begin(lot), strict=True):
                 shown, prepared = self._finish(place, one, damaged)
+                if prepared is None:
+                    continue
                 if stacked is None:
                     images.append(prepared.pixels)
                 else:
                     stacked[len(index)].copy_(prepared.pixels)
                 index.append(shown)
                 draws.append(prepared.draw)
-        seen = (joined(draws), tuple(index), tuple(damaged.items()))
+        seen = (joined(draws) if draws else NOTHING, tuple(index), tuple(damaged.items()))
         if stacked is not None:
-            return MicroBatch(stacked, *seen)
-        if get_worker_info() is None:
+            return MicroBatch(stacked[: len(index)], *seen)
+        if get_worker_info() is None or not images:
             return MicroBatch(images, *seen)
         flat = torch.cat([image.flatten() for image in images], out=_room((sum(image.numel() for image in images),)))
         return _Packed(flat, *seen, tuple(tuple(image.shape) for image in images))
@@ -241,11 +255,11 @@ class _Batches(Dataset[MicroBatch]):
 
     def _finish(
         self, place: Place, begun: Begun | Prepared | ImageError, damaged: dict[int, str]
-    ) -> tuple[int, Prepared]:
-        """Decode an image, or the first after it that can be."""
+    ) -> tuple[int, Prepared | None]:
+        """Decode an image, or the first after it that can be, if there are to be attempts."""
         image, count = place[1], len(self.collection)
         opened: Begun | Photo | Prepared | ImageError = begun
-        for step in range(min(IN_A_ROW, count)):
+        for step in range(max(1, self.attempts)):
             tried = (image + step) % count
             try:
                 if step:
@@ -257,7 +271,8 @@ class _Batches(Dataset[MicroBatch]):
                 return tried, self._prepare(opened, place) if isinstance(opened, Photo) else opened
             except ImageError as error:
                 damaged[tried] = str(error).removeprefix(f"{self.collection.names[tried]}: ")
+        if not self.attempts:
+            return image, None
         raise ImageError(
-            f"{min(IN_A_ROW, count)} images in a row cannot be read, from {self.collection.names[image]} on: "
-            f"{damaged[image]}"
+            f"{self.attempts} images in a row cannot be read, from {self.collection.names[image]} on: {damaged[image]}"
         )

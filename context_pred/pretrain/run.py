@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from context_pred.data.collection import Collection
 from context_pred.errors import ImageError, InvalidInputError, TrainingDivergedError
 from context_pred.extract.network import find_device
 from context_pred.model import ContextPredictionModel
+from context_pred.patches import GridPatchSampler
 from context_pred.pretext import PretextResult, Tally, tallied
 from context_pred.ranks import Ranks, joined
 from context_pred.training import keys
@@ -24,21 +25,21 @@ from context_pred.training.optimizer import make_optimizer
 from context_pred.training.order import Order
 from context_pred.training.progress import LossWatch, Progress
 
-from . import finish, folder, report
+from . import damaged, finish, folder, report
 from .check import check
 from .initial import StartedFrom, initialize, start_from
 from .loading import MicroBatch, load
 from .objective import PretextObjective
 from .prepare import Preparation
 from .recipe import Recipe, read_recipe
-from .split import digest, split
+from .split import split
 
 logger = logging.getLogger("context_pred")
 
 KEPT = "The last checkpoint stands; the same command with --resume goes on from there."
 
-# The first few images do not tell the share of damaged ones among all.
-_FEW = 200
+# A patch of so many px at most is one cell of the last layer.
+_ONE_CELL = 32
 
 # Of the pretext accuracy on training images, dropout off, at the end of a run.
 _TRAINING_IMAGES = 2048
@@ -176,14 +177,13 @@ class Run:
     ) -> None:
         self.folder, self.source, self.device, self.ranks = path, images, device, ranks
         self.workers = usual_workers(device) if workers is None else workers
-        self.collection, self.held_out = split(
-            images, held_out, share=recipe.run.held_out, seed=recipe.run.seed, out=path
-        )
-        self.files = digest(self.collection)
-        if len(set(ranks.gather(self.files))) > 1:
+        self.split = split(images, held_out, share=recipe.run.held_out, seed=recipe.run.seed, out=path)
+        if len(set(ranks.gather(self.split.training_digest))) > 1:
             raise InvalidInputError(f"The {ranks.count} processes see different images in {images}.")
-        self.notes = list(recipe.notes)
         self.model, self.recipe, self.started_from = _model(recipe, init)
+        self.notes = [*self.recipe.notes, *self.split.notes]
+        if self.started_from is not None:
+            self.notes.insert(0, str(self.started_from))
         options = self.recipe.run
         if options.sync_batch_norm and ranks.count > 1 and device.type == "cpu":
             raise InvalidInputError(
@@ -192,7 +192,7 @@ class Run:
             )
         self.sampler = self.recipe.make_sampler()
         self.preparation = Preparation(self.recipe.images, self.sampler, self.recipe.model.in_channels)
-        self.order = Order(len(self.collection), self.recipe.batch.images, self.recipe.batch.per_device, options.seed)
+        self.order = _order(self.recipe, len(self.split.training))
         self.schedule = self.recipe.make_schedule(self.order.steps_per_epoch)
         self.notes += self.schedule.remarks()
         if device.type == "cpu" and options.precision == "bfloat16" and _lacks_bfloat16():
@@ -202,8 +202,8 @@ class Run:
             )
         self.order.numbers(ranks.rank, ranks.count)  # an error now, before anything is written
         self.checkpoints = Checkpoints(path / "checkpoints", options.keep)
-        self.damaged: dict[str, str] = {}
-        self.looked_at = 0
+        self.damaged = damaged.Damaged()
+        self.unreadable: dict[str, str] = {}  # at the first look
 
     def begin(self, resume: bool, overwrite: bool) -> None:
         """Make the folder ready and write down what the run is; rank 0's work."""
@@ -211,12 +211,18 @@ class Run:
         self.checkpoints.clean()
         if self.checkpoints.numbered():
             return
-        found = check(self.collection, self.preparation)
+        found = check(self.split.training, self.preparation)
         logger.info("%s", found)
+        self.unreadable = dict(found.unreadable)
+        held_out = self.split.held_out
+        if held_out is not None:
+            unreadable = check(held_out, self.preparation).unreadable
+            if len(unreadable) == min(len(held_out), 2000):
+                raise ImageError(f"None of the held-out images can be read; {': '.join(unreadable[0])}.")
         values = {
             "images": folder.said(self.source),
-            "count": len(self.collection),
-            "held_out_count": len(self.held_out) if self.held_out is not None else 0,
+            "count": len(self.split.training),
+            "held_out_count": 0 if held_out is None else len(held_out),
             "check": found.to_dict(),
             "init": None if self.started_from is None else self.started_from.to_dict(),
             "world_size": self.ranks.count,
@@ -229,6 +235,10 @@ class Run:
         """Train from the last checkpoint, or from the start, to the end."""
         loop = self._loop()
         first, best = self._resume(loop)
+        with _fast_convolutions():
+            return self._trained(loop, first, best, progress)
+
+    def _trained(self, loop: Loop, first: int, best: float, progress: bool) -> Pretrained:
         lead, total = self.ranks.rank == 0, self.schedule.steps
         log = None
         if lead:
@@ -237,21 +247,20 @@ class Run:
         try:
             with log or nullcontext(), StopRequest(self.ranks) as stop:
                 done, held_out = self._steps(loop, log, stop, first, best)
-                damaged = self._share_damaged()
+                broken = self._share_damaged()
                 seconds, seen = (log.seconds, log.images) if log is not None else (0.0, 0)
-        except TrainingDivergedError:
-            if lead:
+        except (TrainingDivergedError, ImageError) as error:
+            self.damaged.write(self.folder, [self.unreadable])
+            if lead and isinstance(error, TrainingDivergedError):
                 report.write(self.folder)
             raise
         if done == total:
-            training = self._measure(self.collection, at_most=_TRAINING_IMAGES)
-            self.ranks.lead(
-                lambda: finish.finish(self, held_out, training, seconds=seconds, images_seen=seen, steps=done)
-            )
+            training = self._measure(self.split.training, at_most=_TRAINING_IMAGES)
+            self.ranks.lead(lambda: finish.finish(self, held_out, training, seconds, seen, done))
         elif lead:
             report.write(self.folder)
         model = self.folder / "model" if done == total else None
-        return Pretrained(self.folder, model, done, total, seen, seconds, held_out, damaged)
+        return Pretrained(self.folder, model, done, total, seen, seconds, held_out, broken)
 
     def _loop(self) -> Loop:
         """Bring the model to its device and make the loop that trains it."""
@@ -264,8 +273,6 @@ class Run:
             self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
         if options.compile:
             self.model.backbone.compile()
-        if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True
         objective = PretextObjective(
             self.sampler, self.device, reduction=reduction, dtype=dtype, channels_last=options.channels_last
         )
@@ -285,8 +292,9 @@ class Run:
 
     def _resume(self, loop: Loop) -> tuple[int, float]:
         """Take over the last checkpoint, if there is one; return its step and the best accuracy so far."""
+        init = None if self.started_from is None else self.started_from.to_dict()
         state = self.checkpoints.latest(
-            lambda state: folder.check_same_run(self.folder, state, self.recipe, self.files)
+            lambda state: folder.check_same_run(self.folder, state, self.recipe, self.split, init)
         )
         lead = self.ranks.rank == 0
         if state is None:
@@ -294,7 +302,11 @@ class Run:
                 logger.info("%s", line)
             return 0, 0.0
         loop.load_state(state)
-        self.damaged.update(folder.read_damaged(self.folder))
+        self.damaged.found.update(damaged.read(self.folder))
+        # What was said at the run's beginning holds, also where --init or a batch size is not repeated.
+        begun = folder.description(self.folder).get("notes")
+        begun = [note for note in begun if isinstance(note, str)] if isinstance(begun, list) else []
+        self.notes = [*begun, *(note for note in self.notes if note not in begun)]
         if lead:
             logger.info("going on from step %s", f"{state['step']:,}")
             folder.note_resumed(self.folder, state["step"], self.ranks.count)
@@ -314,9 +326,9 @@ class Run:
                 share = stepped.hits / max(stepped.asked, 1)
                 log.step(done, done / per_epoch, stepped.rate, stepped.loss, share, stepped.images, stepped.waited)
             better = False
-            if self.held_out is not None and (done == total or done % (per_epoch * options.evaluate_every) == 0):
+            if self.split.held_out is not None and (done == total or done % (per_epoch * options.evaluate_every) == 0):
                 loop.share_statistics()
-                result = self._measure(self.held_out)
+                result = self._measure(self.split.held_out)
                 better, best = result.accuracy > best, max(best, result.accuracy)
                 if log is not None:
                     log.held_out(done, result)
@@ -324,50 +336,57 @@ class Run:
             if stopping or better or done == total or done % options.checkpoint_every == 0:
                 self._share_damaged()
                 if self.ranks.rank == 0:
-                    own = {"recipe": self.recipe.to_toml(), "files": self.files, "best": best}
+                    files = {"files": self.split.training_digest, "held_out": self.split.held_out_digest}
+                    own = {"recipe": self.recipe.to_toml(), **files, "best": best}
                     self.checkpoints.save(done, {**loop.state(), **own}, best=better)
             if stopping:
                 break
-        if result is None and done == total and self.held_out is not None:
-            result = self._measure(self.held_out)
+        if result is None and done == total and self.split.held_out is not None:
+            result = self._measure(self.split.held_out)
         loop.share_statistics()
         return done, result
 
     def _batches(self, first: int) -> Iterator[MicroBatch]:
         """Make this rank's micro-batches from a step on, noting damaged images."""
         numbers = self.order.numbers(self.ranks.rank, self.ranks.count)
-        batches = (self.order.micro_batch(step, m) for step in range(first, self.schedule.steps) for m in numbers)
-        options = self.recipe.run
-        for batch in self._load(self.collection, batches, options.seed):
-            self.looked_at += len(batch.index)
-            for index, reason in batch.damaged:
-                self.damaged.setdefault(self.collection.names[index], reason)
-            asked_for = min(len(self.collection), max(self.looked_at, _FEW))
-            if len(self.damaged) > options.damaged_share * asked_for:
-                self._give_up(asked_for)
+        training, options = self.split.training, self.recipe.run
+
+        def batches() -> Iterator[list[tuple[int, int]]]:
+            for step in range(first, self.schedule.steps):
+                for number in numbers:
+                    yield self.order.micro_batch(step, number)
+
+        for asked, batch in zip(batches(), self._load(training, batches(), options.seed), strict=True):
+            self.damaged.check(training, (image for _, image in asked), batch.damaged, options.damaged_share)
             yield batch
 
     def _load(
-        self, collection: Collection, batches: Iterable[Sequence[tuple[int, int]]], seed: int
+        self,
+        collection: Collection,
+        batches: Iterable[Sequence[tuple[int, int]]],
+        seed: int,
+        replace: bool = True,
     ) -> Iterator[MicroBatch]:
+        """Load micro-batches, noting damaged images."""
         pin = self.device.type == "cuda"
-        return load(collection, self.preparation, batches, seed=seed, workers=self.workers, pin_memory=pin)
-
-    def _give_up(self, asked_for: int) -> None:
-        name, reason = next(iter(self.damaged.items()))
-        raise ImageError(
-            f"{len(self.damaged)} of the first {asked_for:,} images are damaged, more than run.damaged_share = "
-            f"{self.recipe.run.damaged_share} allows; the first is {name}: {reason}. Mend or remove them, or allow "
-            f"more with --set run.damaged_share=0.9."
-        )
+        for batch in load(
+            collection,
+            self.preparation,
+            batches,
+            seed=seed,
+            workers=self.workers,
+            pin_memory=pin,
+            replace=replace,
+        ):
+            self.damaged.add(collection, batch.damaged)
+            yield batch
 
     def _share_damaged(self) -> int:
         """Let rank 0 write the damaged images that any rank met; return how many there are."""
-        for other in self.ranks.gather(self.damaged):
-            self.damaged.update(other)
+        found = self.ranks.gather(self.damaged.found)
         if self.ranks.rank == 0:
-            folder.write_damaged(self.folder, self.damaged)
-        return len(self.damaged)
+            self.damaged.write(self.folder, found)
+        return len(set().union(*found))
 
     def _measure(self, collection: Collection, at_most: int | None = None) -> PretextResult:
         """Measure the pretext accuracy with the recipe's own sampler, dropout off; the ranks share the work.
@@ -380,9 +399,10 @@ class Run:
         batches = [[(0, image) for image in chosen[k : k + size]] for k in range(0, count, size)]
         mine = batches[self.ranks.rank :: self.ranks.count]
         seed = keys.seed(self.recipe.run.seed, 1)
-        micro_batches = self._load(collection, mine, seed)
+        micro_batches = self._load(collection, mine, seed, replace=False)
+        readable = (batch for batch in micro_batches if batch.index)
         tally = tallied(
-            self.model, micro_batches, self.sampler, device=self.device, precision=self.recipe.run.precision, seed=0
+            self.model, readable, self.sampler, device=self.device, precision=self.recipe.run.precision, seed=0
         )
         total = Tally()
         total.load_state(self.ranks.total(tally.state().cpu()))
@@ -404,6 +424,32 @@ def _model(recipe: Recipe, init: str | Path | None) -> tuple[ContextPredictionMo
         return model, recipe, None
     taken = start_from(model, init, recipe.sampler)
     return model, taken.applied_to(recipe), taken
+
+
+@contextmanager
+def _fast_convolutions() -> Iterator[None]:
+    """Let cuDNN try which of its ways is the fastest for the run's shapes, and leave its switch as it was."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _order(recipe: Recipe, count: int) -> Order:
+    """Make the order of the images; an error where batch norm could not train on the smallest micro-batch."""
+    batch, sampler = recipe.batch, recipe.make_sampler()
+    whole_epochs = recipe.schedule.epochs is not None
+    order = Order(count, batch.images, batch.per_device, recipe.run.seed, whole_epochs=whole_epochs)
+    alone = order.smallest == 1 and isinstance(sampler, GridPatchSampler) and sampler.pairs == "center"
+    if alone and sampler.patch <= _ONE_CELL:
+        raise InvalidInputError(
+            f"{count:,} images in micro-batches of {batch.per_device}: the smallest would hold one image, of whose "
+            f"centre, {sampler.patch} px, the last layer sees one cell, and batch norm cannot train on one value. Add "
+            f"or leave out an image, or change batch.images."
+        )
+    return order
 
 
 def _lacks_bfloat16() -> bool:

@@ -19,30 +19,49 @@ from . import keys
 class Order:
     """The order of a run's images, epoch after epoch.
 
-    Every epoch is a permutation, keyed by the seed and the epoch and padded from its own start to a multiple of the
+    Every epoch is a permutation of the images, keyed by the seed and the epoch.
+
+    With ``whole_epochs``, upstream's way, an epoch's permutation is padded from its own start to a multiple of the
     number of micro-batches a step; micro-batch m takes every so-many-th image from the m-th on, ``per_device`` at a
     time, the last step of an epoch what is left (mmselfsup's ``DistributedSampler`` with ``drop_last=False``).
+
+    Without, for runs whose length is given in images, the permutations follow one another without a break and every
+    step is full, also where there are fewer images than a step takes.
 
     Args:
         count: Images there are.
         images: Images a step, over all devices.
         per_device: Images a micro-batch; divides ``images``.
         seed: Of the permutations.
+        whole_epochs: As above.
+
+    Attributes:
+        steps_per_epoch: Optimiser steps in a pass over the images; without ``whole_epochs`` the nearest whole number.
+        smallest: Images in the smallest micro-batch there is.
     """
 
-    def __init__(self, count: int, images: int, per_device: int, seed: int) -> None:
+    def __init__(self, count: int, images: int, per_device: int, seed: int, *, whole_epochs: bool = True) -> None:
         if count < 1:
             raise InvalidInputError("No images to train on.")
         if images % per_device:
             raise InvalidInputError(f"{images} images a step are no multiple of {per_device} a device.")
-        self.count, self.per_device, self.seed = count, per_device, seed
+        self.count, self.per_device, self.seed, self.whole_epochs = count, per_device, seed, whole_epochs
         self.micro_batches = images // per_device
         self._share = -(-count // self.micro_batches)
-        self.steps_per_epoch = -(-self._share // per_device)
-        self._permutation = lru_cache(2)(self._permute)
+        if whole_epochs:
+            self.steps_per_epoch = -(-self._share // per_device)
+            self.smallest = self._share - (self.steps_per_epoch - 1) * per_device
+        else:
+            self.steps_per_epoch = max(1, round(count / images))
+            self.smallest = per_device
+        self._permutation = lru_cache(4)(self._permute)
 
     def micro_batch(self, step: int, number: int) -> list[tuple[int, int]]:
         """Return (epoch, image) of micro-batch ``number`` of a step; images are numbered 0 … count − 1."""
+        if not self.whole_epochs:
+            first = (step * self.micro_batches + number) * self.per_device
+            places = (divmod(place, self.count) for place in range(first, first + self.per_device))
+            return [(epoch, int(self._permutation(epoch)[place])) for epoch, place in places]
         epoch, batch = divmod(step, self.steps_per_epoch)
         mine = self._permutation(epoch)[number :: self.micro_batches]
         taken = mine[batch * self.per_device : (batch + 1) * self.per_device]
@@ -64,5 +83,7 @@ class Order:
 
     def _permute(self, epoch: int) -> Tensor:
         order = torch.randperm(self.count, generator=keys.generator(self.seed, epoch))
+        if not self.whole_epochs:
+            return order
         padded = self._share * self.micro_batches
         return order.repeat(-(-padded // self.count))[:padded]

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -181,8 +182,45 @@ def test_too_many_damaged_images_stop_the_run(images: Path, tmp_path: Path):
     shutil.copytree(images, folder)
     for number in range(8):
         (folder / f"{number:02}.jpg").write_text("no image")
-    with pytest.raises(ImageError, match=r"of the first \d+ images are damaged.*run.damaged_share"):
+    with pytest.raises(ImageError, match=r"\d of the 15 images are damaged.*run.damaged_share"):
         trained(folder, tmp_path / "run")
+    listed = {Path(json.loads(line)["image"]).name for line in (tmp_path / "run" / "damaged.jsonl").open()}
+    assert {f"{number:02}.jpg" for number in range(8)} == listed
+
+
+def test_a_run_that_met_damaged_images_goes_on(images: Path, tmp_path: Path):
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    for number in (1, 2, 3):
+        (folder / f"{number:02}.jpg").write_text("no image")
+    settings = {**SMALL, "run.damaged_share": "0.21", "schedule.images": "64"}
+    common = {"recipe": RECIPE, "settings": settings, "workers": 0, "progress": False}
+    run(folder, out=tmp_path / "whole", **common)  # type: ignore[arg-type]
+    parts = tmp_path / "parts"
+    shutil.copytree(tmp_path / "whole", parts)
+    for name in ("step-00000006.pt", "step-00000008.pt"):
+        (parts / "checkpoints" / name).unlink(missing_ok=True)
+    with (parts / "damaged.jsonl").open("a") as file:
+        file.write('{"image": "cut o')
+    done = run(folder, out=parts, resume=True, **common)  # type: ignore[arg-type]
+    assert (done.steps, done.damaged) == (8, 3)
+    assert same(weights(parts, 8), weights(tmp_path / "whole", 8))
+
+
+def test_damaged_held_out_images_are_listed_and_not_measured(images: Path, tmp_path: Path):
+    held_out = tmp_path / "held out"
+    held_out.mkdir()
+    for number in (0, 1, 2):
+        shutil.copy(images / f"{number:02}.jpg", held_out)
+    (held_out / "00b.jpg").write_text("no image")
+    done = run(images, RECIPE, out=tmp_path / "run", held_out=held_out, settings=SMALL, workers=0, progress=False)
+    assert done.held_out is not None
+    assert (done.held_out.images, done.held_out.pairs, done.damaged) == (3, 120, 1)
+    assert "00b.jpg" in (tmp_path / "run" / "damaged.jsonl").read_text()
+    for path in held_out.iterdir():
+        path.write_text("no image")
+    with pytest.raises(ImageError, match=r"None of the held-out images can be read; .*00\.jpg"):
+        run(images, RECIPE, out=tmp_path / "none", held_out=held_out, settings=SMALL, workers=0, progress=False)
 
 
 def test_divergence_stops_with_what_to_try(images: Path, tmp_path: Path):
@@ -201,11 +239,47 @@ def test_starting_from_another_model(finished: Path, images: Path, tmp_path: Pat
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["init"]["taken"] == ["backbone", "neck", "head"]
 
+    # Gone on with, it still tells where it started from; from elsewhere it did not.
+    def resumed(init: Path | None) -> tuple[str, ...]:
+        done = run(
+            images, RECIPE, out=tmp_path / "run", settings=settings, init=init, resume=True, workers=0, progress=False
+        )
+        assert done.model is not None
+        return context_pred.load_pretrained(done.model).card.notes
+
+    assert resumed(None)[1:] == resumed(finished / "model")[1:]
+    assert any(note.startswith("Started from") for note in resumed(None))
+    with pytest.raises(InvalidInputError, match=r"did not start from .*Leave --init away"):
+        resumed(tmp_path / "run" / "model")
+
+
+def test_a_run_that_was_killed_while_its_folder_was_made_begins(images: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".recipe.toml.abcd").write_text("half of it")
+    trained(images, out, resume=True)
+
+
+def test_one_image_in_the_last_micro_batch(images: Path, tmp_path: Path):
+    """Batch norm cannot train on one value: said beforehand, and no matter where the length is in images."""
+    files = sorted(images.iterdir())[:9]
+    small = {key: value for key, value in SMALL.items() if key != "schedule.images"}
+    center = {**small, "sampler.pairs": "center", "batch.per_device": "8"}
+    done = run(
+        files, RECIPE, out=tmp_path / "images", settings={**center, "schedule.images": "16"}, workers=0, progress=False
+    )
+    assert json.loads((tmp_path / "images" / "result.json").read_text())["images_seen"] == 16
+    assert done.steps == 2
+    recipe = read_recipe(RECIPE).override(center)
+    recipe = replace(recipe, schedule=replace(recipe.schedule, images=None, epochs=1))
+    with pytest.raises(InvalidInputError, match="9 images in micro-batches of 8: the smallest would hold one image"):
+        run(files, recipe, out=tmp_path / "epochs", workers=0, progress=False)
+
 
 def test_what_cannot_be_run(images: Path, tmp_path: Path):
     out = tmp_path / "run"
-    with pytest.raises(InvalidInputError, match="in the run's own folder"):
-        run(images, RECIPE, out=images, settings=SMALL, progress=False)
+    with pytest.raises(InvalidInputError, match="lies in the folder of images"):
+        run(images, RECIPE, out=images / "run", settings=SMALL, progress=False)
     with pytest.raises(InvalidInputError, match="Did you mean"):
         run(images, "resnet18_1xb64-coslr-300", out=out, progress=False)
     with pytest.raises(InvalidInputError, match="No images"):

@@ -55,6 +55,25 @@ def test_fewer_images_than_a_step_are_repeated(count):
     assert {image for b in batches for _, image in b} == set(range(count))
 
 
+@pytest.mark.parametrize("count", [1, 27, 65, 103])
+def test_where_the_length_is_in_images_every_step_is_full_and_every_image_has_its_turn(count):
+    order = Order(count, 64, 32, seed=0, whole_epochs=False)
+    places = [place for step in range(20) for m in range(2) for place in order.micro_batch(step, m)]
+    assert len(places) == 20 * 64
+    assert len(set(places)) == len(places)  # so no image comes twice with the same draws
+    epochs = len(places) // count
+    for epoch in range(epochs):
+        assert {image for at, image in places if at == epoch} == set(range(count))
+    assert {image for at, image in places if at > epochs} == set()
+    assert order.smallest == 32
+
+
+def test_the_smallest_micro_batch():
+    assert Order(1_281_167, 512, 64, seed=0).smallest == 18
+    assert Order(65, 64, 64, seed=0).smallest == 1
+    assert Order(64, 64, 64, seed=0).smallest == 64
+
+
 def test_what_cannot_be_shared():
     with pytest.raises(InvalidInputError, match=r"3 processes cannot share 8 micro-batches.*start 1 or 2 or 4 or 8"):
         Order(100, 512, 64, seed=0).numbers(0, 3)
