@@ -172,7 +172,9 @@ def _source(images: tuple[str, ...]) -> str | list[str]:
               help="List the library's recipes and exit.")  # fmt: skip
 @click.option("--out", required=True, metavar="RUN", help="The run's folder; the model is RUN/model.")
 @click.option("--held-out", default=None, metavar="IMAGES", help="Never trained on; they measure the pretext accuracy.")
-@click.option("--init", default=None, metavar="MODEL", help="Start from a model of the zoo, or a path.")
+@click.option(
+    "--init", default=None, metavar="MODEL", help="Start from a model of the zoo, a path, or another run's folder."
+)
 @click.option("--batch-size", type=click.IntRange(1), default=None, metavar="N",
               help="Another global batch; the learning rate is scaled in proportion.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE",
@@ -233,7 +235,7 @@ def neighbors(query: str, images: str, **options: Any) -> None:
     click.echo(search.run(query, images, **options))
 
 
-@main.command(epilog=example("context-pred audit resnet18_1xb64-coslr-66e photos/ --out audit"))
+@main.command(epilog=example("context-pred audit resnet18_1xb64-coslr-300k photos/ --out audit"))
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--out", required=True, metavar="DIR", help="The folder to write audit.json and audit.png into.")

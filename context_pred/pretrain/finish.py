@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
@@ -17,6 +17,7 @@ from context_pred.patches import GridPatchSampler, RandomPairSampler
 from context_pred.pretext import PretextResult, cut_batch
 from context_pred.training import keys
 from context_pred.weights_file import write_bytes
+from context_pred.zoo.runs import preprocessing
 
 from . import report
 from .folder import write_result
@@ -84,7 +85,7 @@ def export(
         )
     model.load_weights(state)
     model.card = model.card.replace(
-        **_input(run.sampler),
+        **preprocessing(run.sampler),
         patch_sampler=run.sampler.to_config(),
         name=recipe.name,
         title=recipe.title,
@@ -101,13 +102,6 @@ def export(
         metrics=_metrics(recipe.name, held_out, training),
     )
     model.eval().save_pretrained(run.folder / "model")
-
-
-def _input(sampler: GridPatchSampler | RandomPairSampler) -> dict[str, Any]:
-    """Return the preprocessing of whole images that fits what the network was trained on."""
-    if isinstance(sampler, GridPatchSampler):
-        return {"mean": sampler.mean, "std": sampler.std, "channel_order": sampler.channel_order}
-    return {"mean": sampler.mean, "std": (1 / 255,) * 3}  # grey levels, the mean subtracted
 
 
 def _metrics(name: str, held_out: PretextResult | None, training: PretextResult) -> tuple[Metric, ...]:

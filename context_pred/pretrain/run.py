@@ -310,7 +310,7 @@ class Run:
         if lead:
             logger.info("going on from step %s", f"{state['step']:,}")
             folder.note_resumed(self.folder, state["step"], self.ranks.count)
-        return state["step"], state["best"]
+        return state["step"], max(state["best"], self.checkpoints.best_accuracy())
 
     def _steps(
         self, loop: Loop, log: Progress | None, stop: StopRequest, first: int, best: float

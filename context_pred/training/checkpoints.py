@@ -64,6 +64,13 @@ class Checkpoints:
             old.unlink(missing_ok=True)
         return path
 
+    def best_accuracy(self) -> float:
+        """Return the accuracy of ``best.pt``; 0 where there is none that can be read."""
+        try:
+            return float(read_checkpoint(self.best).get("best", 0.0)) if self.best.is_file() else 0.0
+        except WeightsError:
+            return 0.0
+
     def latest(self, check: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
         """Read the newest checkpoint that can be read; None where there is none.
 

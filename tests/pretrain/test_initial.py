@@ -201,7 +201,7 @@ def test_another_mean_is_said(given: Path) -> None:
 def test_the_shipped_model_starts_the_recipe_for_a_cpu() -> None:
     recipe = read_recipe("resnet18_1xb64-coslr-300k")
     model = ContextPredictionModel(recipe.model.backbone, dropout=recipe.model.dropout)
-    found = start_from(model, "resnet18_1xb64-coslr-66e", recipe.sampler)
+    found = start_from(model, "resnet18_1xb64-coslr-300k", recipe.sampler)
     assert found.taken == ("backbone", "neck", "head")
     assert found.applied_to(recipe) is recipe
     assert isinstance(model.card, Card)

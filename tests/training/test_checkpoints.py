@@ -181,3 +181,12 @@ def test_a_file_that_would_run_code_is_not_run(tmp_path: Path):
     with pytest.raises(WeightsError, match="damaged"):
         read_checkpoint(tmp_path / "step-00000001.pt")
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_best_accuracy_is_what_best_pt_holds(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.best_accuracy() == 0.0
+    checkpoints.save(3, {"best": 0.25}, best=True)
+    assert checkpoints.best_accuracy() == 0.25
+    checkpoints.best.write_bytes(b"half a file")
+    assert checkpoints.best_accuracy() == 0.0
