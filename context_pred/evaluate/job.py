@@ -51,8 +51,10 @@ class Published:
         layer: As in Measurement.
         at: As in Measurement.
         source: Where it is printed, as "mmselfsup 0.x README".
-        file: The weights it was measured on, as ``resnet50_8xb64-steplr-70e.20211213``; "" where they were not published.
+        file: The weights it was measured on, as ``resnet50_8xb64-steplr-70e.20211213``; "" where that is not known.
         note: What a reader must know to compare with it; "" where there is nothing.
+        data: The data set it was measured on, as "VOC2007".
+        of: What was measured: "relative location", "random initialisation", "ImageNet supervised" …
     """
 
     metric: str
@@ -62,6 +64,8 @@ class Published:
     source: str
     file: str
     note: str = ""
+    data: str = ""
+    of: str = "relative location"
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,8 @@ class Job:
         device: Where the network runs: "auto", "cpu", "cuda" …
         progress: Whether to show progress bars on stderr.
         variant: The row of the protocol that was asked for, or None.
+        kept: The folder of extracted features; None: ``out``'s own.
+        record: What the job notes for the result's ``ran_on`` while it runs.
     """
 
     source: Source
@@ -120,6 +126,8 @@ class Job:
     device: str
     progress: bool
     variant: str | None = None
+    kept: Path | None = None
+    record: dict[str, Any] = field(default_factory=dict)
 
     def features(self, split_name: str, layer: str, preprocessing: Preprocessing, pool: str) -> NDArray[np.float32]:
         """Return the features of a split, computed once and kept on disk.
