@@ -67,11 +67,10 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         """Check the sizes."""
-        if self.size < 1 or (self.resize is not None and self.resize < (1 if self.squash else self.size)):
-            raise InvalidInputError(
-                f"size = {self.size}, resize = {self.resize}: accepted is a size of 1 px or more, and a shorter side "
-                "not below it."
-            )
+        if self.size < 1:
+            raise InvalidInputError(f"size = {self.size}: accepted is 1 px or more.")
+        if self.resize is not None and self.resize < (1 if self.squash else self.size):
+            raise InvalidInputError(f"resize = {self.resize}: accepted is the size, {self.size} px, or more.")
 
     def transform(self, own: EvalTransform) -> ProtocolTransform:
         """Make the transform for a model whose own is ``own``."""

@@ -169,7 +169,7 @@ def _of_rows(
 
 def _folder_rows(folder: Path) -> list[tuple[Path, str]]:
     """(file, class) of CLASS/…, folder by folder, as torchvision's ImageFolder orders them."""
-    rows = []
+    rows: list[tuple[Path, str]] = []
     for place in _folders(folder):
         if any(place.iterdir()):
             rows.extend((path, place.name) for path in find_images(place))

@@ -34,7 +34,13 @@ def draw(result: Result, path: Path) -> None:
         beside = of_model([p for p in result.published if p.metric == metric], str(result.ran_on.get("file", "")))
         _panel(panel, mine, beside)
         panel.set_title(metric, fontsize=10)
+    panels[0].set_ylim(bottom=0)  # shared, and only now that all have been drawn
     panels[0].set_ylabel("%")
+    entries: dict[str, Any] = {}
+    for panel in panels:
+        entries |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    if len(entries) > 1:
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     data = result.ran_on.get("data", {}).get("name", "")
     figure.suptitle(f"{result.protocol}: {result.ran_on.get('model', '')} on {data}", fontsize=11)
     with storing(path):
@@ -73,10 +79,8 @@ def _panel(panel: Any, measured: Sequence[Measurement], published: Sequence[Publ
     else:
         panel.set_xticks(range(len(layers)), layers)
         panel.margins(x=0.1)
-    panel.set_ylim(bottom=0)
     panel.grid(alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(fontsize=8, frameon=False)
 
 
 def _line(panel: Any, mine: Sequence[Measurement], across: Any, label: str, color: tuple[float, ...]) -> None:

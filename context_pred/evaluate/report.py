@@ -45,9 +45,10 @@ def text(result: Result) -> str:
     ran = result.ran_on
     title = f"# {result.protocol}{f' ({result.variant})' if result.variant else ''}: {ran.get('model', '?')}"
     notes: list[str] = []
-    rows = [_row(m, result, notes) for m in result.measured]
-    head = ["", "layer", *_keys(result.measured), "measured %", "spread", "published %"]
-    parts = [title, table(head, rows)]
+    parts = [title, _measured(result, notes)]
+    counts = sorted({m.count for m in result.measured if m.spread is not None})
+    if counts:
+        parts.append(f"±: standard deviation over {' or '.join(map(str, counts))} {_drawn(ran)}.")
     if result.best is not None:
         parts.append(
             f"Best: {_where(result.best.layer, result.best.at)}, {result.best.metric} {_percent(result.best)} %."
@@ -72,23 +73,47 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]])
 
 
-def _keys(measured: Sequence[Measurement]) -> list[str]:
-    return list(dict.fromkeys(key for m in measured for key in m.at))
+def _measured(result: Result, notes: list[str]) -> str:
+    """Return the table: a row a layer and setting, and for each metric what was measured and what was published."""
+    keys = list(dict.fromkeys(key for m in result.measured for key in m.at))
+    metrics = list(dict.fromkeys(m.metric for m in result.measured))
+    cells: dict[tuple[str, At], dict[str, Measurement]] = {}
+    for measured in result.measured:
+        cells.setdefault((measured.layer or "", tuple(measured.at.items())), {})[measured.metric] = measured
+    head = ["layer", *keys]
+    for metric in metrics:
+        head += [f"{metric} %", "published %"]
+    rows = []
+    for (layer, at), found in cells.items():
+        row = [layer, *(_shown(dict(at)[key]) if key in dict(at) else "" for key in keys)]
+        for metric in metrics:
+            row += (
+                [_value(found[metric], result), _beside(found[metric], result, notes)] if metric in found else ["", ""]
+            )
+        rows.append(row)
+    return table(head, rows)
 
 
-def _row(measured: Measurement, result: Result, notes: list[str]) -> list[str]:
+def _value(measured: Measurement, result: Result) -> str:
+    spread = "" if measured.spread is None else f" ± {100 * measured.spread:.2f}"
     best = result.best is not None and _same(measured, result.best)
-    value = f"{100 * measured.value:.2f}{' *' if best else ''}"
-    at = [_shown(measured.at[key]) if key in measured.at else "" for key in _keys(result.measured)]
-    spread = "" if measured.spread is None else f"± {100 * measured.spread:.2f} ({measured.count})"
-    beside = [figure for figure in result.published if _same(measured, figure)]
+    return f"{_percent(measured)}{spread}{' *' if best else ''}"
+
+
+def _beside(measured: Measurement, result: Result, notes: list[str]) -> str:
+    """The published figures of the same metric, layer and setting, each with the number of its note."""
     cells = []
+    beside = [figure for figure in result.published if _same(measured, figure)]
     for figure in of_model(beside, str(result.ran_on.get("file", ""))):
         note = _source(figure)
         if note not in notes:
             notes.append(note)
         cells.append(f"{_percent(figure)} [{notes.index(note) + 1}]")
-    return [measured.metric, measured.layer or "", *at, value, spread, " / ".join(cells)]
+    return " / ".join(cells)
+
+
+def _drawn(ran: Mapping[str, Any]) -> str:
+    return "seeds" if len(ran.get("seeds", ())) > 1 else "samples"
 
 
 def _same(one: Measurement | Published, other: Measurement | Published) -> bool:
@@ -126,7 +151,12 @@ def _shown(value: float | str) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-_DATA = {"voc2007": "VOC2007", "imagenet": "ImageNet-1k", "places205": "Places205"}
+_DATA = {
+    "voc2007": ("VOC2007", 5011, 4952),
+    "imagenet": ("ImageNet-1k", 1_281_167, 50_000),
+    "places205": ("Places205", 2_448_873, 20_500),
+}
+"""What each layout holds where it is the whole archive: its name, and its images of training and test."""
 
 
 def _comparable(result: Result) -> str:
@@ -135,10 +165,14 @@ def _comparable(result: Result) -> str:
     if not figures:
         return ""
     data = result.ran_on.get("data", {})
-    here = _DATA.get(data.get("kind", ""), "")
+    name, train, test = _DATA.get(data.get("kind", ""), ("", 0, 0))
     reasons = []
-    if here not in {figure.data for figure in figures}:
+    if name not in {figure.data for figure in figures}:
         reasons.append(f"this one is on {data.get('name', 'other data')}")
+    elif (data["train"], data["test"]) != (train, test):
+        reasons.append(
+            f"{name} has {train:,} and {test:,} images, and these are {data['train']:,} and {data['test']:,}"
+        )
     if not str(result.ran_on.get("file", "")).startswith("resnet50_8xb64-steplr-70e"):
         reasons.append(f"they are of a ResNet-50 trained on ImageNet, and this is {result.ran_on.get('model')}")
     return f"The published figures are not to be held against this run: {'; '.join(reasons)}." if reasons else ""
@@ -159,7 +193,8 @@ def ran_on(result: Result) -> str:
             f"{_numbers(transform['mean'])}, std {_numbers(transform['std'])}; pooling {ran.get('pool', '')}."
         )
     if ran.get("digest"):
-        lines.append(f"Model: {ran['model']}, backbone's SHA-256 {ran['digest'][:16]}….")
+        whose = f" (of seed {ran['seeds'][0]})" if str(ran["model"]).startswith("random:") else ""
+        lines.append(f"Model: {ran['model']}, backbone's SHA-256 {ran['digest'][:16]}…{whose}.")
     if ran.get("settings"):
         lines.append("Settings: " + ", ".join(f"{key} = {_setting(v)}" for key, v in ran["settings"].items()) + ".")
     if "seeds" in ran:

@@ -91,6 +91,8 @@ def run(
         numbers = numbers[:1]
     place = Path(out)
     where = str(Path(data).resolve()) if isinstance(data, (str, Path)) else read.name
+    if isinstance(data, (str, Path)) and Path(data).resolve() in (place.resolve(), *place.resolve().parents):
+        raise InvalidInputError(f"out={str(out)!r} lies within the data, {data}; choose a folder outside of it.")
     folder.claim(place, _command(protocol, row, first, where, asked, chosen, options), overwrite)
     start = time.perf_counter()
     results: list[Result] = []
@@ -131,7 +133,7 @@ def run(
         "versions": {"python": platform.python_version(), **versions(), "context-pred": context_pred.__version__},
     }
     figures = published.figures(protocol, row)
-    merged = dataclasses.replace(merge(results), published=figures, variant=row, ran_on=ran_on)
+    merged = dataclasses.replace(merge(results, numbers), published=figures, variant=row, ran_on=ran_on)
     report.write(merged, place)
     return merged
 
@@ -227,10 +229,10 @@ def _with_damaged(run: Any, job: Job, skip: bool) -> tuple[Result, LabelledImage
             job = dataclasses.replace(job, data=job.data.without(error.errors))
 
 
-def merge(results: Sequence[Result]) -> Result:
+def merge(results: Sequence[Result], seeds: Sequence[int]) -> Result:
     """Merge the results of several seeds: means, standard deviations, lowest and highest of each figure.
 
-    The best is then the best of the means among the figures that differ from it in the layer alone.
+    The best is then the best of the means of its metric; what each seed gave is in the details.
     """
     if len(results) == 1:
         return results[0]
@@ -243,11 +245,17 @@ def merge(results: Sequence[Result]) -> Result:
     if best is not None:
         rivals = [one for one in measured if one.metric == best.metric]
         best = max(rivals, key=lambda one: one.value)
-    details = {"by_seed": [dict(result.details) for result in results]}
+    by_seed = [
+        {
+            "seed": seed,
+            "measured": [dataclasses.asdict(one) for one in result.measured],
+            "details": dict(result.details),
+        }
+        for seed, result in zip(seeds, results, strict=True)
+    ]
     notes = results[0].details.get("notes")
-    return dataclasses.replace(
-        results[0], measured=measured, best=best, details=details | ({"notes": notes} if notes else {})
-    )
+    details = {"by_seed": by_seed, **({"notes": notes} if notes else {})}
+    return dataclasses.replace(results[0], measured=measured, best=best, details=details)
 
 
 def _mean(ones: Sequence[Measurement]) -> Measurement:
