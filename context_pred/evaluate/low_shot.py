@@ -181,7 +181,8 @@ def _possible(labels: NDArray[np.int8], classes: Sequence[str], settings: Settin
     few = f"{classes[rarest]!r} has {counts[rarest]} training images"
     if not ks:
         raise InvalidInputError(f"k = {list(settings.k)}: the class {few}; accepted are numbers up to that.")
-    notes = [f"k = {k} is left out: {few}." for k in settings.k if k not in ks]
+    gone = [str(k) for k in settings.k if k not in ks]
+    notes = [f"Left out: k = {', '.join(gone)}; {few}."] if gone else []
     negatives = int((labels == 0).sum(0).min())
     short = [str(k) for k in ks if settings.negatives * k > negatives]
     if short:
@@ -355,6 +356,8 @@ def run(job: Job) -> Result:
     most = max(few.k for few in first.few)
     best = max((m for m in measured if m.metric == "mAP" and m.at["k"] == most), key=lambda m: m.value)
     notes = list(first.notes)
+    if first.seeds:
+        notes.append(f"Seeds of the samples: {', '.join(map(str, first.seeds))}.")
     gone = untested(data)
     if gone:
         notes.append(f"No test image shows {', '.join(gone)}: left out of the mean.")

@@ -147,7 +147,7 @@ def test_what_cannot_be_drawn_is_left_out_and_told(arrays: Arrays, tmp_path: Pat
     settings = low_shot.Settings(k=(2, 50), samples=2, negatives=40, costs=(1.0,))
     scores = low_shot.fit_and_score(*arrays.given(), CLASSES, settings, cache=tmp_path)
     assert [few.k for few in scores.few] == [2]
-    assert "k = 50 is left out" in scores.notes[0]
+    assert "Left out: k = 50;" in scores.notes[0]
     assert "all there are" in scores.notes[1]
     with pytest.raises(InvalidInputError, match="training images; accepted"):
         low_shot.fit_and_score(*arrays.given(), CLASSES, low_shot.Settings(k=(50,)), cache=tmp_path)
@@ -192,4 +192,5 @@ def test_the_protocol(arrays: Arrays, tmp_path: Path) -> None:
     assert result.best == result.measured[1]
     details = json.loads(json.dumps(result.details, allow_nan=False))
     assert details["sample seeds"] == list(sample_seeds(0, 3))
+    assert details["notes"][-1].endswith(", ".join(map(str, sample_seeds(0, 3))) + ".")
     assert details["layers"]["feature2"]["cost"]["4"] == scores.few[1].cost
