@@ -232,7 +232,8 @@ def _with_damaged(run: Any, job: Job, skip: bool) -> tuple[Result, LabelledImage
 def merge(results: Sequence[Result], seeds: Sequence[int]) -> Result:
     """Merge the results of several seeds: means, standard deviations, lowest and highest of each figure.
 
-    The best is then the best of the means of its metric; what each seed gave is in the details.
+    The best is then the best of the means of its metric (at its setting, where the seeds agree on that); what each seed
+    gave is in the details.
     """
     if len(results) == 1:
         return results[0]
@@ -243,7 +244,9 @@ def merge(results: Sequence[Result], seeds: Sequence[int]) -> Result:
     measured = tuple(_mean(ones) for ones in cells.values())
     best = results[0].best
     if best is not None:
-        rivals = [one for one in measured if one.metric == best.metric]
+        settings_of_best = [dict(result.best.at) for result in results if result.best is not None]
+        agreed = all(at == settings_of_best[0] for at in settings_of_best)
+        rivals = [m for m in measured if m.metric == best.metric and (not agreed or dict(m.at) == dict(best.at))]
         best = max(rivals, key=lambda one: one.value)
     by_seed = [
         {

@@ -154,7 +154,7 @@ class _Hog(Backbone):
         cell = max(1, min(x.shape[-2:]) // 14)
         rows = [
             hog(image, orientations=9, pixels_per_cell=(cell, cell), cells_per_block=(2, 2), channel_axis=-1)
-            for image in x.permute(0, 2, 3, 1).cpu().numpy()
+            for image in (x * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         ]
         vectors = torch.from_numpy(np.stack(rows).astype(np.float32)).to(x.device)
         return {"hog": vectors[..., None, None]}
