@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,7 @@ from .sources import Source
 
 Resampling = Literal["pillow", "opencv"]
 
+_PIECE = 4 << 20  # bytes of a mapped file read at once
 _NAMED = 10  # damaged files that an error names
 _VERY_LONG = 16  # longer side over shorter side
 
@@ -177,22 +179,28 @@ def _layers_of(out: Path) -> tuple[str, ...]:
     return tuple(out.stem.split("-", 2)[2].split("+"))
 
 
-def blocks(features: NDArray[np.float32], rows: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Read memory-mapped features block by block, and give back the memory of what was read.
+def read_rows(features: NDArray[np.float32], start: int, stop: int) -> NDArray[np.float32]:
+    """Read rows of memory-mapped features and give back the pages that they were read through.
 
     Args:
-        features: (n, …).
-        rows: Rows a block.
+        features: (n, …), memory-mapped or not.
+        start: The first row.
+        stop: The row after the last; may lie beyond the end.
 
-    Yields:
-        The number of a block's first row, and the block, flattened: (rows, values) float32, a copy.
+    Returns:
+        (rows, values) float32: a copy, each row flattened.
     """
+    stop = min(stop, len(features))
+    values = math.prod(features.shape[1:])
+    rows = np.empty((stop - start, values), np.float32)
     mapped = _mapping(features)
-    for start in range(0, len(features), rows):
-        block = np.array(features[start : start + rows], dtype=np.float32)
+    step = max(1, _PIECE // (4 * values))
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        rows[first - start : last - start] = features[first:last].reshape(last - first, -1)
         if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
             mapped.madvise(mmap.MADV_DONTNEED)
-        yield start, block.reshape(len(block), -1)
+    return rows
 
 
 def _mapping(array: Any) -> mmap.mmap | None:

@@ -7,20 +7,18 @@ knn_imagenet``, after Wu et al. (CVPR 2018, section 3.4); METHOD C8.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from context_pred.errors import InvalidInputError
 from context_pred.extract.network import find_device
 
-from .features import Preprocessing, Resampling, blocks
+from .features import Preprocessing, Resampling, read_rows
 from .job import Job, Measurement, Result
 from .settings import bytes_of
 
@@ -136,8 +134,10 @@ def nearest(
     at = torch.full((len(queries), k), len(bank))
     bar = tqdm(total=len(bank) * len(queries), unit=" pairs", unit_scale=True, disable=not progress, leave=False)
     with bar:
-        for first, block in _unit(bank, rows, place):
-            for start, asked in _unit(queries, chunk, place):
+        for first in range(0, len(bank), rows):
+            block = _unit(bank, first, first + rows, place)
+            for start in range(0, len(queries), chunk):
+                asked = _unit(queries, start, start + chunk, place)
                 mine = slice(start, start + len(asked))
                 similarity, row = _top(asked @ block.T, k)
                 both = torch.cat([best[mine], similarity.cpu()], 1)
@@ -146,37 +146,39 @@ def nearest(
                 order = both.sort(dim=1, descending=True, stable=True).indices[:, :k]
                 best[mine], at[mine] = both.gather(1, order), which.gather(1, order)
                 bar.update(len(asked) * len(block))
+            del block  # before the next is read
     return best, at
 
 
 def _blocks(bank: int, chunk: int, values: int, k: int, memory: int) -> tuple[int, int]:
     """Return the rows of a block of the bank, and of a chunk of queries, that fit into so many bytes."""
     while True:
-        # Rows as read and as normalised; similarities, the mask of those above the k-th, and the candidates.
+        # Rows, normalised in place; similarities; one row of these as it is sorted; the candidates.
         fixed = chunk * (8 * values + 48 * k)
-        rows = (memory - fixed) // (8 * values + 9 * chunk)
+        rows = (memory - fixed) // (4 * values + 4 * chunk + 24)
         if rows >= min(bank, max(k, 256)) or (chunk == 1 and rows >= 1):
             return min(bank, rows), chunk
         if chunk == 1:
             raise InvalidInputError(
-                f"memory = {memory:,} bytes: rows of {values:,} values need {16 * values + 57 * k:,} at least."
+                f"memory = {memory:,} bytes: rows of {values:,} values need {12 * values + 48 * k + 30:,} at least."
             )
         chunk = max(1, chunk // 2)
 
 
-def _unit(features: NDArray[np.float32], rows: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-    for start, block in blocks(features, rows):
-        yield start, F.normalize(torch.from_numpy(block).to(device), dim=1)
+def _unit(features: NDArray[np.float32], start: int, stop: int, device: torch.device) -> Tensor:
+    rows = torch.from_numpy(read_rows(features, start, stop)).to(device)
+    return rows.div_(rows.norm(dim=1, keepdim=True).clamp_min_(1e-12))
 
 
 def _top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k highest of each row, falling; of equal ones the lowest columns, and these first."""
     k = min(k, similarity.shape[1])
-    values, columns = similarity.topk(k, dim=1)
-    # topk promises nothing of equal values: where the k-th is not the only one of its value, sort those rows whole.
-    tied = (similarity >= values[:, -1:]).sum(1) > k
-    if bool(tied.any()):
-        columns[tied] = similarity[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    values, columns = similarity.topk(min(k + 1, similarity.shape[1]), dim=1)
+    # topk promises nothing of equal values: where the k-th and the next are equal, sort those rows whole.
+    tied = values[:, k - 1] == values[:, k] if values.shape[1] > k else torch.zeros(len(values), dtype=torch.bool)
+    columns = columns[:, :k].clone()
+    for row in tied.nonzero().flatten().tolist():
+        columns[row] = similarity[row].sort(descending=True, stable=True).indices[:k]
     columns = columns.sort(dim=1).values
     values = similarity.gather(1, columns)
     order = values.sort(dim=1, descending=True, stable=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,7 @@ import pytest
 import torch
 
 from context_pred.errors import InvalidInputError
-from context_pred.evaluate import knn
-from context_pred.evaluate.features import blocks
+from context_pred.evaluate import features, knn
 from context_pred.evaluate.settings import build, bytes_of
 
 
@@ -46,7 +47,7 @@ def test_blocks_of_rows_stay_within_the_memory_asked_for() -> None:
     for values in (10, 512, 9216):
         for memory in (10**6, 10**7, 10**9):
             rows, chunk = knn._blocks(10**6, 500, values, 200, memory)
-            held = 4 * (2 * rows * values + 2 * chunk * values + 2 * rows * chunk)
+            held = 4 * (rows * values + 2 * chunk * values + rows * chunk)
             assert held <= memory, (values, memory)
             assert rows >= 1
     with pytest.raises(InvalidInputError, match=r"memory = 1,000 bytes: rows of 512 values need [\d,]+ at least"):
@@ -105,11 +106,50 @@ def test_numbers_out_of_range(given: dict[str, Any]) -> None:
         build("knn", knn.Settings, given)
 
 
-def test_blocks_are_copies_of_all_rows_and_mapped_files_stay_readable(tmp_path: Path) -> None:
+@pytest.mark.parametrize("piece", [1, 100, 10**6])
+def test_rows_are_read_whole_and_mapped_files_stay_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    monkeypatch.setattr(features, "_PIECE", piece)
     rows = np.arange(60, dtype=np.float32).reshape(10, 2, 3)
     np.save(tmp_path / "rows.npy", rows)
     mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
-    found = list(blocks(mapped, 4))
-    assert [start for start, _ in found] == [0, 4, 8]
-    np.testing.assert_array_equal(np.concatenate([block for _, block in found]), rows.reshape(10, 6))
+    np.testing.assert_array_equal(features.read_rows(mapped, 0, 4), rows[:4].reshape(4, 6))
+    np.testing.assert_array_equal(features.read_rows(mapped, 4, 99), rows[4:].reshape(6, 6))
     np.testing.assert_array_equal(mapped, rows)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells its memory another way")
+def test_memory_stays_within_the_bound_with_features_of_four_times_it(tmp_path: Path) -> None:
+    """In a process of its own: the resident memory beyond the result, while 160 MB of features are read."""
+    code = """
+import sys, threading, time
+import numpy as np, torch
+from context_pred.evaluate import knn
+torch.set_num_threads(1)
+bank = np.load(sys.argv[1], mmap_mode="r")
+knn.nearest(bank[:300], bank[:50], 5)
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) // 1000
+before, most, going = resident(), 0, True
+def watch():
+    global most
+    while going:
+        most = max(most, resident())
+        time.sleep(0.001)
+thread = threading.Thread(target=watch)
+thread.start()
+knn.nearest(bank, np.array(bank[:200]), 5, memory=40 * 10**6)
+going = False
+thread.join()
+print(most - before)
+"""
+    bank = np.lib.format.open_memmap(tmp_path / "bank.npy", "w+", np.float32, (40_000, 1000))
+    bank[:] = np.random.default_rng(0).random((400, 1000), np.float32).repeat(100, 0)
+    bank.flush()
+    del bank
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "bank.npy")], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 40 + 12  # the allocator's own slack, and the 4 MB piece of the file
