@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +85,7 @@ def run_jobs(
 
     Large arrays go to the worker processes once, as memory-mapped files that they share. (Processes, not threads: the
     random numbers of liblinear in scikit-learn are one generator a process, so that threads would disturb one
-    another's.) BLAS runs one thread a worker.
+    another's.) BLAS runs one thread a worker. Workers end with this process, also where it is killed.
 
     Args:
         function: A function that a worker can import.
@@ -98,6 +102,24 @@ def run_jobs(
             return
         with parallel_config("loky", inner_max_num_threads=1):
             parallel = Parallel(n_jobs=min(workers, len(jobs)), return_as="generator_unordered", max_nbytes="1M")
-        for found in parallel(delayed(function)(*job) for job in jobs):
+        for found in parallel(delayed(_call)(os.getpid(), function, job) for job in jobs):
             yield found
             bar.update()
+
+
+def _call(parent: int, function: Callable[..., Any], job: tuple[Any, ...]) -> Any:
+    if os.getpid() != parent:
+        _end_with(parent)
+    return function(*job)
+
+
+@functools.cache
+def _end_with(parent: int) -> None:
+    """Watch the parent in a thread: a worker that waits for work would not notice its death."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

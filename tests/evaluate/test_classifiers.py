@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +200,38 @@ def test_free_memory_heeds_the_control_group(tmp_path: Path, monkeypatch: pytest
     assert parallel.free_memory() == 4000 << 10
     (tmp_path / "meminfo").unlink()
     assert parallel.free_memory() is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="kills by signal")
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    script = (
+        "import subprocess\n"
+        "from context_pred.evaluate.parallel import run_jobs\n"
+        f"jobs = [(['sh', '-c', f'echo $PPID > {tmp_path}/{{n}}; sleep 5'],) for n in range(2)]\n"
+        "list(run_jobs(subprocess.call, jobs, 2, title='', done=0, progress=False))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        _wait_for(lambda: all((tmp_path / name).is_file() and (tmp_path / name).read_text() for name in "01"))
+    finally:
+        parent.kill()
+        parent.wait()
+    workers = [int((tmp_path / name).read_text()) for name in "01"]
+    assert parent.pid not in workers
+    _wait_for(lambda: not any(_alive(worker) for worker in workers))
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
