@@ -194,7 +194,8 @@ def accuracies(
         similarity: float32 (q, k).
         neighbors: int64 (q, k): the neighbours' classes.
         labels: int64 (q,): the right ones.
-        classes: How many there are; of classes with equal sums the lowest stands first.
+        classes: How many there are; of classes with equal sums the lowest stands first, and one without a vote is no
+            answer.
         temperature: Of the weights.
     """
     right = torch.from_numpy(labels)
@@ -203,10 +204,13 @@ def accuracies(
     for start in range(0, len(right), step):
         part = slice(start, start + step)
         votes = torch.zeros(len(right[part]), classes, dtype=torch.float64)
-        votes.scatter_add_(1, neighbors[part], (similarity[part].double() / temperature).exp())
+        weights = similarity[part].double()
+        weights = ((weights - weights.amax(1, keepdim=True)) / temperature).exp()
+        votes.scatter_add_(1, neighbors[part], weights)
         own = votes.gather(1, right[part, None])
         columns = torch.arange(classes)
         before = (votes > own).sum(1) + ((votes == own) & (columns < right[part, None])).sum(1)
-        hits += torch.stack([(before < 1).sum(), (before < 5).sum()])
+        voted = (neighbors[part] == right[part, None]).any(1)
+        hits += torch.stack([(voted & (before < 1)).sum(), (voted & (before < 5)).sum()])
     first, fifth = (hits.double() / len(right)).tolist()
     return first, fifth

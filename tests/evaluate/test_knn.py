@@ -67,11 +67,15 @@ def test_vote_by_hand() -> None:
             assert first == (label == winner)
 
 
-def test_top_5_counts_five_classes_and_ties_go_to_the_lowest_class() -> None:
-    similarity, neighbors = torch.tensor([[0.9, 0.8, 0.7]]), torch.tensor([[7, 6, 5]])
-    # Votes: 7, 6, 5, then classes without votes: 0, 1, 2 …
+def test_top_5_counts_five_classes_with_votes_and_ties_go_to_the_lowest() -> None:
+    similarity, neighbors = torch.tensor([[0.9, 0.8, 0.7, 0.7, 0.7, 0.7]]), torch.tensor([[7, 6, 5, 1, 3, 2]])
     hits = [knn.accuracies(similarity, neighbors, np.array([c]), 8, 0.07)[1] for c in range(8)]
-    assert hits == [1, 1, 0, 0, 0, 1, 1, 1]
+    assert hits == [0, 1, 1, 1, 0, 0, 1, 1]  # 7 and 6, then 1, 2, 3 of the four that are equal
+
+
+def test_a_low_temperature_does_not_overflow() -> None:
+    similarity, neighbors = torch.tensor([[0.9, 0.8]]), torch.tensor([[1, 0]])
+    assert knn.accuracies(similarity, neighbors, np.array([1]), 2, 1e-4) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(
