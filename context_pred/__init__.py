@@ -14,7 +14,7 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # type checkers take it for true; importing typing for it would be most of this import's time
 if TYPE_CHECKING:
-    from context_pred import data, discover, errors, extract, patches, zoo
+    from context_pred import data, discover, errors, evaluate, extract, patches, zoo
     from context_pred.card import Card
     from context_pred.errors import ContextPredError
     from context_pred.model import ContextPredictionModel
@@ -33,6 +33,7 @@ __all__ = [
     "data",
     "discover",
     "errors",
+    "evaluate",
     "extract",
     "list_models",
     "load_pretrained",

@@ -66,6 +66,8 @@ class Backbone(nn.Module):
     feature_info: dict[str, FeatureInfo]
     pair_layer: str
     stages: tuple[tuple[str, ...], ...]
+    grid_windows = False
+    """Whether maps of a ResNet's sizes are pooled to a grid through mmselfsup's windows, as a ResNet's are."""
 
     def chosen(self, layers: str | Sequence[str] | None) -> tuple[str, ...]:
         """Return the layers asked for, in the backbone's order; None means feature1 … feature5.
@@ -104,6 +106,7 @@ class ResNetBackbone(Backbone, ResNet):  # type: ignore[misc]  # torchvision pub
     """
 
     layers = LAYERS
+    grid_windows = True
     bn1: nn.Module
     relu: nn.Module
     maxpool: nn.Module

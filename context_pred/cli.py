@@ -195,12 +195,7 @@ def pretrain(images: tuple[str, ...], recipe: str, settings: tuple[str, ...], **
     from . import pretrain as training
 
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    parsed = {}
-    for setting in settings:
-        path, equals, value = setting.partition("=")
-        if not equals:
-            raise click.UsageError(f"--set {setting}: accepted is SECTION.KEY=VALUE, as in run.seed=1.")
-        parsed[path] = value
+    parsed = _pairs(settings, "SECTION.KEY=VALUE", "run.seed=1")
     done = training.run(_source(images), recipe, settings=parsed, **options)
     if os.environ.get("RANK", "0") == "0":
         click.echo(done)
@@ -253,6 +248,54 @@ def audit(model: str, images: tuple[str, ...], **options: Any) -> None:
     from .pretrain import audit as shortcuts
 
     click.echo(shortcuts.run(model, _source(images), **options))
+
+
+@main.command(epilog=example("context-pred evaluate knn --model resnet18_1xb64-coslr-300k --data photos/ --out knn"))
+@click.argument("protocol")
+@click.option(
+    "--model",
+    default=default_model,
+    show_default="the shipped one",
+    metavar="NAME",
+    help="As elsewhere; or random:BACKBONE (seeded), pixels, hog.",
+)
+@click.option("--data", required=True, metavar="DIR", help="Labelled images: VOCdevkit, ImageNet, Places205, "
+              "iNaturalist, train/CLASS and test/CLASS, CLASS alone, or train.txt and test.txt.")  # fmt: skip
+@click.option(
+    "--out", required=True, metavar="DIR", help="The folder to write result.json, result.md and plot.png into."
+)
+@click.option("--variant", default=None, metavar="ROW", help="Which row of the protocol.  [default: the data's]")
+@click.option("--layer", "layers", multiple=True, help="May be repeated.  [default: the protocol's]")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="Another value of one of the protocol's or the data's options. May be repeated.")  # fmt: skip
+@click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, default=(0,), show_default=True,
+              help="Of every draw; repeated, the result has means and spreads.")  # fmt: skip
+@click.option("--features", default=None, metavar="DIR", help="Where extracted features are kept, for several runs to "
+              "share.  [default: OUT/features]")  # fmt: skip
+@click.option("--workers", type=click.IntRange(1), default=None, metavar="N",
+              help="Processes or threads.  [default: as many as there are cores]")  # fmt: skip
+@device_option
+@click.option("--overwrite", is_flag=True, help="Remove what another evaluation left in OUT, and begin anew.")
+@progress_option
+def evaluate(protocol: str, model: str, data: str, settings: tuple[str, ...], **options: Any) -> None:
+    """Measure MODEL's frozen features by PROTOCOL (svm, low-shot-svm, knn) beside the published figures.
+
+    A run that was stopped goes on where it ended when the same command is given again.
+    """
+    from . import evaluate as evaluation
+
+    click.echo(evaluation.run(protocol, model, data, settings=_pairs(settings, "KEY=VALUE", "k=5"), **options))
+
+
+def _pairs(settings: tuple[str, ...], accepted: str, as_in: str) -> dict[str, str]:
+    """Read what --set was given, once or more, as {key: value}."""
+    parsed = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set {setting}: accepted is {accepted}, as in {as_in}.")
+        parsed[key] = value
+    return parsed
 
 
 @main.group()

@@ -212,7 +212,7 @@ class ContextPredictionModel(
                 feature1 … feature5 (mmselfsup's ``MultiPooling``); "none": the flattened map.
         """
         maps = self.features(images, layer)[layer]
-        return pool_map(maps, layer, pool, windows=isinstance(self.backbone, ResNetBackbone)).flatten(1)
+        return pool_map(maps, layer, pool, windows=self.backbone.grid_windows).flatten(1)
 
     def forward(
         self, neighbors: Tensor | PatchPairs, centers: Tensor | None = None, center_index: Tensor | None = None

@@ -39,7 +39,8 @@ COMMANDS = dict(commands(main))
 
 def test_the_commands_are_the_promised_ones() -> None:
     names = {" ".join(path) for path in COMMANDS}
-    assert names == {"models", "extract", "neighbors", "pretrain", "audit", "zoo pull", "zoo verify", "zoo convert"}
+    zoo = {"zoo pull", "zoo verify", "zoo convert"}
+    assert names == {"models", "extract", "neighbors", "pretrain", "audit", "evaluate", *zoo}
 
 
 def test_version() -> None:

@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 
 from context_pred import ContextPredictionModel, extract
 from context_pred.data import open_image
+from context_pred.data.transforms import EvalTransform
 from context_pred.errors import (
     ImageError,
     InvalidInputError,
@@ -131,6 +132,21 @@ def test_the_cards_preprocessing_is_used(folder: Path, tmp_path: Path, entries: 
     run(folder, model, tmp_path / "out")
     paths, arrays = extract.load(tmp_path / "out")
     close(arrays["feature5"], expected(model, paths, "feature5"))
+
+
+def test_another_transform_takes_the_place_of_the_models(
+    folder: Path, model: ContextPredictionModel, tmp_path: Path
+) -> None:
+    other = EvalTransform(resize=40, crop=32, mean=(0.5, 0.4, 0.3), channel_order="bgr")
+    run(folder, model, tmp_path / "f", transform=other)
+    paths, arrays = extract.load(tmp_path / "f")
+    with torch.inference_mode():
+        wanted = model.embed(torch.stack([other(open_image(path)) for path in paths]))
+    np.testing.assert_allclose(arrays["feature5"], wanted, atol=1e-4)
+    with pytest.raises(InvalidInputError, match="transform was"):
+        run(folder, model, tmp_path / "f")
+    with pytest.raises(InvalidInputError, match="gives 1 channels, and the model takes 3"):
+        run(folder, model, tmp_path / "g", transform=EvalTransform(in_channels=1))
 
 
 def test_contextnet_and_its_fc6(folder: Path, tmp_path: Path) -> None:

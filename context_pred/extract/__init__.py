@@ -21,7 +21,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -37,16 +37,36 @@ from .summary import Summary, summarize
 from .work import begin, compute, finish
 
 if TYPE_CHECKING:
+    from context_pred.backbones import Backbone
+    from context_pred.card import Card
+    from context_pred.data.transforms import EvalTransform
     from context_pred.model import ContextPredictionModel
 
-__all__ = ["Rows", "Summary", "load", "run"]
+__all__ = ["Extractable", "Rows", "Summary", "load", "run", "weights_digest"]
+
+
+class Extractable(Protocol):
+    """What features can be extracted of: a ``ContextPredictionModel``, or anything with these three."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """Images to named maps."""
+
+    @property
+    def transform(self) -> EvalTransform:
+        """The preprocessing the weights expect."""
+
+    @property
+    def card(self) -> Card:
+        """Its ``name`` tells models apart, beside the numbers of the backbone."""
 
 
 def run(
     images: str | Path | Sequence[str | Path],
-    model: ContextPredictionModel | str | Path,
+    model: ContextPredictionModel | Extractable | str | Path,
     *,
     out: str | Path,
+    transform: EvalTransform | None = None,
     layers: str | Sequence[str] = ("feature5",),
     pool: str = "gap",
     batch_size: int = 32,
@@ -71,6 +91,8 @@ def run(
         model: The model (its weights, card and preprocessing; it is left as it is), or what ``load_pretrained`` takes.
         out: The file to write, ``.safetensors``; the index ``.index.jsonl`` lies beside it, and during the run the
             folder ``.parts``. Missing folders are made.
+        transform: Another preprocessing than the model's; one that subclasses ``EvalTransform`` may cut images its own
+            way. It has the model's number of channels.
         layers: Layers of the backbone.
         pool: "gap": (rows, C); "grid": (rows, C, n, n) with 12, 6, 4, 3, 2 cells a side for feature1 … feature5 (the
             windows of mmselfsup's ``MultiPooling`` for a ResNet at 224 px, adaptive elsewhere); "none": the maps,
@@ -104,14 +126,19 @@ def run(
     dtype, place, names = check_dtype(dtype), find_device(device), Names.of(out)
     model = _loaded(model)
     asked = model.backbone.chosen(layers)
-    if model.transform.in_channels not in (1, 3):
+    transform = model.transform if transform is None else transform
+    if transform.in_channels != model.transform.in_channels:
         raise InvalidInputError(
-            f"The model has {model.transform.in_channels} input channels, and files give 1 or 3; "
+            f"The transform gives {transform.in_channels} channels, and the model takes {model.transform.in_channels}."
+        )
+    if transform.in_channels not in (1, 3):
+        raise InvalidInputError(
+            f"The model has {transform.in_channels} input channels, and files give 1 or 3; "
             f"call model.features on tensors instead."
         )
     options = {
         "model": model.card.name,
-        "weights": _digest_of(model),
+        "weights": weights_digest(model),
         "layers": list(asked),
         "pool": pool,
         "batch_size": batch_size,
@@ -120,15 +147,15 @@ def run(
         "background": list(background),
         "value_range": None if value_range is None else list(value_range),
         "shard_rows": shard_rows,
-        "transform": repr(model.transform),
+        "transform": repr(transform),
     }
     with joined("What was computed is kept; the same command goes on from there.") as ranks:
         plan = ranks.lead(lambda: begin(images, names, options, overwrite))
         computed, seconds = 0, 0.0
         if not plan.finished:
-            network = Network(model.backbone, model.transform, asked, pool, place, dtype)
+            network = Network(model.backbone, transform, asked, pool, place, dtype)
             threads = usual_workers(place) if workers is None else workers
-            loader = Loader(model.transform, background, value_range, threads)
+            loader = Loader(transform, background, value_range, threads)
             computed, seconds = compute(plan, network, loader, ranks, strict=strict, progress=progress)
             ranks.wait()
             ranks.lead(lambda: finish(plan, asked, shard_rows, strict))
@@ -139,7 +166,7 @@ def run(
     return replace(summary, computed=computed, seconds=seconds)
 
 
-def _loaded(model: ContextPredictionModel | str | Path) -> ContextPredictionModel:
+def _loaded(model: ContextPredictionModel | Extractable | str | Path) -> ContextPredictionModel | Extractable:
     if not isinstance(model, (str, os.PathLike)):
         return model
     import context_pred  # the zoo stands above extraction, so it is asked through the front door and only for a name
@@ -147,8 +174,8 @@ def _loaded(model: ContextPredictionModel | str | Path) -> ContextPredictionMode
     return context_pred.load_pretrained(str(model))
 
 
-def _digest_of(model: ContextPredictionModel) -> str:
-    """Tell models apart by their backbone's numbers, whatever they are called."""
+def weights_digest(model: ContextPredictionModel | Extractable) -> str:
+    """Return the SHA-256 of a backbone's keys and numbers: models are told apart by it, whatever they are called."""
     digest = hashlib.sha256()
     for name, value in model.backbone.state_dict().items():
         digest.update(name.encode())

@@ -51,9 +51,9 @@ class Network:
         self.device = device
         self.stored = torch.float16 if dtype == "float16" else torch.float32
         self.computed = torch.float32 if dtype == "float16" and device.type == "cpu" else getattr(torch, dtype)
-        self.windows = isinstance(backbone, ResNetBackbone)
+        self.windows = backbone.grid_windows
         own: nn.Module = copy.deepcopy(backbone).eval().requires_grad_(False)
-        if self.windows:
+        if isinstance(backbone, ResNetBackbone):
             own = fold_batch_norms(own).to(memory_format=torch.channels_last)
         self.backbone = own.to(device, self.computed)
 

@@ -69,7 +69,7 @@ def begin(images: str | Path | Sequence[str | Path], names: Names, options: dict
     paths = [str(path) for path in find_images(images) if not names.own(path)]
     if not paths:
         raise InvalidInputError(f"No images in {images!r} but the output itself.")
-    settings = {"images": len(paths), "files": _digest_of_files(paths), **options}
+    settings = {"images": len(paths), "files": digest_of_files(paths), **options}
     done, undone = finished(names), read_settings(names)
     if done is not None and json.loads(done["context_pred"]) == settings and not overwrite:
         if undone == settings:
@@ -86,7 +86,7 @@ def begin(images: str | Path | Sequence[str | Path], names: Names, options: dict
     return Plan(names, paths, settings)
 
 
-def _digest_of_files(paths: Sequence[str]) -> str:
+def digest_of_files(paths: Sequence[str]) -> str:
     """Tell by names, sizes and times of change whether these are the files of an earlier call."""
     digest = hashlib.sha256()
     for path in paths:

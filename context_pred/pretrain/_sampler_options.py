@@ -5,11 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from context_pred import tables
 from context_pred.card import fit_channels
 from context_pred.errors import ContextPredError, InvalidInputError, unknown
 from context_pred.patches import SAMPLERS, sampler_from_config
-
-from . import tables
 
 
 def whole_sampler(config: dict[str, Any], in_channels: int) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from context_pred import tables
 from context_pred.backbones import BACKBONES
 from context_pred.errors import ContextPredError, InvalidInputError, unknown
 from context_pred.patches import GridPatchSampler, RandomPairSampler, sampler_from_config
 from context_pred.training.optimizer import OptimizerOptions
 from context_pred.training.schedule import Schedule, ScheduleOptions
 
-from . import tables
 from ._sampler_options import whole_sampler
 from .prepare import ImageOptions
 

@@ -1,0 +1,41 @@
+"""The packages of the extra ``eval``, imported when a protocol needs them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from context_pred.errors import InvalidInputError
+
+INSTALL = 'pip install "context-pred[eval]"'
+
+_PACKAGES = ("context-pred", "torch", "torchvision", "numpy", "pillow", "scikit-learn", "scikit-image", "timm")
+
+
+def need(module: str, what: str) -> Any:
+    """Import a module of the extra.
+
+    Args:
+        module: As ``matplotlib``.
+        what: What needs it, to begin the error with.
+
+    Raises:
+        InvalidInputError: it is not installed; the message names the extra.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        name = module.partition(".")[0]
+        raise InvalidInputError(f"{what} needs {name}, which is not installed: {INSTALL}") from error
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that figures depend on, of those installed."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,273 @@
+"""A protocol from command to table."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import context_pred
+from context_pred.errors import InvalidInputError, unknown
+from context_pred.extract.network import find_device
+
+from . import folder, labelled, published, report, settings, sources
+from ._extra import need, versions
+from .features import DamagedImagesError
+from .job import Job, Measurement, Result
+from .labelled import DataOptions, LabelledImages
+from .sources import Source
+
+PROTOCOLS: dict[str, str] = {"svm": "svm", "low-shot-svm": "low_shot", "knn": "knn"}
+"""Name → module. A module has NAME, Settings and run(job); LAYERS = "last" where the default is the last layer alone,
+DRAWS = False where nothing is drawn, VARIANTS where there are several rows."""
+
+
+def run(
+    protocol: str,
+    model: Any,
+    data: str | Path | LabelledImages,
+    *,
+    out: str | Path,
+    variant: str | None = None,
+    layers: str | Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seeds: Sequence[int] = (0,),
+    features: str | Path | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Result:
+    """Evaluate a model by a published protocol; write result.json, result.md and plot.png.
+
+    What was computed is kept in ``out``, and the same call goes on from it. Several seeds matter for random weights and
+    for protocols that draw: the result then has means and spreads; else the first alone is run.
+
+    Args:
+        protocol: A name of ``PROTOCOLS``.
+        model: As ``sources.find`` takes it: a name, a path, ``random:BACKBONE``, ``pixels``, ``hog``, a model or a
+            ``FeatureMaps``.
+        data: A folder (see ``layouts``), or labelled images.
+        out: The folder to write into.
+        variant: Which of a protocol's rows; None: what the data's layout shows.
+        layers: Layers to evaluate; None: the protocol's.
+        settings: Options of the protocol's Settings and of ``DataOptions``, as values or as texts of the command line.
+        seeds: Of every draw.
+        features: Where extracted features are kept, so that several runs share them; None: ``out/features``.
+        workers: Processes or threads; None: as many as there are cores.
+        device: Where networks run: "auto", "cpu", "cuda" …
+        overwrite: Remove what another evaluation left in ``out``, and compute anew.
+        progress: Show bars on stderr.
+
+    Returns:
+        The result; ``str()`` is what result.md says.
+
+    Raises:
+        UnknownNameError: an unknown protocol, variant, model, layer or option; the nearest are named.
+        InvalidInputError: data that is not recognised or lacks a piece, a value out of its range, a folder of another
+            evaluation, or a package of the extra "eval" that is not installed.
+        ImageError: images that cannot be opened, all named, unless ``skip_damaged`` is set.
+    """
+    module = _module(protocol)
+    need("matplotlib.figure", f"evaluate {protocol}")
+    chosen, options = _settings(protocol, module.Settings, settings)
+    numbers = _seeds(seeds)
+    if workers is not None and workers < 1:
+        raise InvalidInputError(f"workers={workers}; accepted: 1 or more.")
+    find_device(device)
+    read = data if isinstance(data, LabelledImages) else labelled.read(data, options)
+    row = _variant(protocol, module, variant, read)
+    first = sources.find(model, numbers[0])
+    asked = _layers(first, layers, getattr(module, "LAYERS", "all"))
+    notes = []
+    if len(numbers) > 1 and first.kind != "random" and not getattr(module, "DRAWS", True):
+        notes.append(f"Nothing is drawn here, so seed {numbers[0]} alone was run.")
+        numbers = numbers[:1]
+    place = Path(out)
+    where = str(Path(data).resolve()) if isinstance(data, (str, Path)) else read.name
+    if isinstance(data, (str, Path)) and Path(data).resolve() in (place.resolve(), *place.resolve().parents):
+        raise InvalidInputError(f"out={str(out)!r} lies within the data, {data}; choose a folder outside of it.")
+    folder.claim(place, _command(protocol, row, first, where, asked, chosen, options), overwrite)
+    start = time.perf_counter()
+    results: list[Result] = []
+    record: dict[str, Any] = {}
+    for seed in numbers:
+        source = first if seed == numbers[0] else sources.find(model, seed)
+        job = Job(
+            source=source,
+            data=read,
+            out=place / f"seed-{seed}",
+            layers=asked,
+            settings=chosen,
+            seed=seed,
+            workers=workers or usual_workers(),
+            device=device,
+            progress=progress,
+            variant=row,
+            kept=Path(features) if features is not None else place / "features",
+            record=record,
+        )
+        result, read = _with_damaged(module.run, job, options.skip_damaged)
+        results.append(result)
+    ran_on = {
+        "model": first.name,
+        "file": first.file,
+        "digest": first.digest,
+        "sha256": first.sha256,
+        "backbone": first.model.card.backbone,
+        "layers": list(asked),
+        **record,
+        "data": _described(read, where),
+        "settings": dataclasses.asdict(chosen),
+        "data_options": dataclasses.asdict(options),
+        "seeds": list(numbers),
+        "notes": notes,
+        "device": str(find_device(device)),
+        "seconds": round(time.perf_counter() - start, 1),
+        "versions": {"python": platform.python_version(), **versions(), "context-pred": context_pred.__version__},
+    }
+    figures = published.figures(protocol, row)
+    merged = dataclasses.replace(merge(results, numbers), published=figures, variant=row, ran_on=ran_on)
+    report.write(merged, place)
+    return merged
+
+
+def usual_workers() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _module(protocol: str) -> Any:
+    if protocol not in PROTOCOLS:
+        raise unknown("protocol", protocol, PROTOCOLS)
+    return import_module(f".{PROTOCOLS[protocol]}", __package__)
+
+
+def _settings(protocol: str, kind: type, given: Mapping[str, Any] | None) -> tuple[Any, DataOptions]:
+    return settings.build(protocol, kind, given)
+
+
+def _seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    numbers = tuple(dict.fromkeys(seeds))
+    if not numbers or not all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in numbers):
+        raise InvalidInputError(f"seeds={list(seeds)}; accepted: whole numbers from 0 up to 2³² − 1, at least one.")
+    return numbers
+
+
+def _variant(protocol: str, module: Any, variant: str | None, data: LabelledImages) -> str | None:
+    variants: tuple[str, ...] = getattr(module, "VARIANTS", ())
+    if variant is None:
+        return data.kind if data.kind in variants else variants[0] if variants else None
+    if not variants:
+        raise InvalidInputError(f"variant={variant!r}, but {protocol} has no variants; leave it out.")
+    if variant not in variants:
+        raise unknown("variant", variant, variants)
+    return variant
+
+
+def _layers(source: Source, layers: str | Sequence[str] | None, usual: str) -> tuple[str, ...]:
+    if layers is None or (not isinstance(layers, str) and not layers):
+        return source.layers[-1:] if usual == "last" else source.layers
+    return source.chosen([layers] if isinstance(layers, str) else layers)
+
+
+def _command(
+    protocol: str,
+    variant: str | None,
+    source: Source,
+    data: str,
+    layers: tuple[str, ...],
+    chosen: Any,
+    options: DataOptions,
+) -> dict[str, Any]:
+    """What tells this run from another; the seeds do not, since those of an earlier call are kept and others added."""
+    return {
+        "protocol": protocol,
+        "variant": variant,
+        "model": source.name,
+        "digest": "" if source.kind == "random" else source.digest,
+        "data": data,
+        "layers": list(layers),
+        "settings": _plain(dataclasses.asdict(chosen)),
+        "data_options": dataclasses.asdict(options),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them back."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _described(data: LabelledImages, where: str) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "kind": data.kind,
+        "path": where,
+        "train": len(data.train.files),
+        "test": len(data.test.files),
+        "classes": len(data.classes),
+        "notes": list(data.notes),
+    }
+
+
+def _with_damaged(run: Any, job: Job, skip: bool) -> tuple[Result, LabelledImages]:
+    """Run a protocol; where damaged images may be left out, begin again without them: what was extracted is kept."""
+    while True:
+        try:
+            return run(job), job.data
+        except DamagedImagesError as error:
+            if not skip:
+                raise
+            job = dataclasses.replace(job, data=job.data.without(error.errors))
+
+
+def merge(results: Sequence[Result], seeds: Sequence[int]) -> Result:
+    """Merge the results of several seeds: means, standard deviations, lowest and highest of each figure.
+
+    The best is then the best of the means of its metric (at its setting, where the seeds agree on that); what each seed
+    gave is in the details.
+    """
+    if len(results) == 1:
+        return results[0]
+    cells: dict[Any, list[Measurement]] = {}
+    for result in results:
+        for one in result.measured:
+            cells.setdefault((one.metric, one.layer, tuple(one.at.items())), []).append(one)
+    measured = tuple(_mean(ones) for ones in cells.values())
+    best = results[0].best
+    if best is not None:
+        settings_of_best = [dict(result.best.at) for result in results if result.best is not None]
+        agreed = all(at == settings_of_best[0] for at in settings_of_best)
+        rivals = [m for m in measured if m.metric == best.metric and (not agreed or dict(m.at) == dict(best.at))]
+        best = max(rivals, key=lambda one: one.value)
+    by_seed = [
+        {
+            "seed": seed,
+            "measured": [dataclasses.asdict(one) for one in result.measured],
+            "details": dict(result.details),
+        }
+        for seed, result in zip(seeds, results, strict=True)
+    ]
+    notes = results[0].details.get("notes")
+    details = {"by_seed": by_seed, **({"notes": notes} if notes else {})}
+    return dataclasses.replace(results[0], measured=measured, best=best, details=details)
+
+
+def _mean(ones: Sequence[Measurement]) -> Measurement:
+    values = [one.value for one in ones]
+    return dataclasses.replace(
+        ones[0],
+        value=statistics.fmean(values),
+        spread=statistics.stdev(values) if len(values) > 1 else None,
+        low=min(values),
+        high=max(values),
+        count=len(values),
+    )

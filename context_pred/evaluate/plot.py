@@ -1,0 +1,107 @@
+"""The picture of a result: a panel a metric, a line a layer or setting, published figures as hollow points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from context_pred.errors import storing
+from context_pred.pictures import COLORS
+
+from ._extra import need
+from .job import Measurement, Published, Result
+from .published import of_model
+
+Figure = Measurement | Published
+
+
+def draw(result: Result, path: Path) -> None:
+    """Draw a result to a PNG file.
+
+    Raises:
+        InvalidInputError: matplotlib is not installed.
+        StorageError: the file cannot be written.
+    """
+    backend = need("matplotlib.backends.backend_agg", "The plot")
+    figures = need("matplotlib.figure", "The plot")
+    metrics = list(dict.fromkeys(m.metric for m in result.measured))
+    figure = figures.Figure(figsize=(max(5.2, 4.2 * len(metrics)), 4.2), layout="constrained")
+    backend.FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
+    for panel, metric in zip(panels, metrics, strict=True):
+        mine = [m for m in result.measured if m.metric == metric]
+        beside = of_model([p for p in result.published if p.metric == metric], str(result.ran_on.get("file", "")))
+        _panel(panel, mine, beside)
+        panel.set_title(metric, fontsize=10)
+    panels[0].set_ylim(bottom=0)  # shared, and only now that all have been drawn
+    panels[0].set_ylabel("%")
+    entries: dict[str, Any] = {}
+    for panel in panels:
+        entries |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    if len(entries) > 1:
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    data = result.ran_on.get("data", {}).get("name", "")
+    figure.suptitle(f"{result.protocol}: {result.ran_on.get('model', '')} on {data}", fontsize=11)
+    with storing(path):
+        figure.savefig(path, dpi=120, format="png")
+
+
+def _panel(panel: Any, measured: Sequence[Measurement], published: Sequence[Published]) -> None:
+    key = _numeric(measured)
+    layers = list(dict.fromkeys(m.layer or "" for m in measured))
+    groups = layers if key else list(dict.fromkeys(_setting(m) for m in measured))
+    group_of = (lambda f: f.layer or "") if key else _setting
+    places = {} if key else {layer: k for k, layer in enumerate(layers)}
+
+    def across(figure: Figure) -> float | None:
+        return float(figure.at[key]) if key and key in figure.at else places.get(figure.layer or "")
+
+    for k, group in enumerate(groups):
+        color = _color(k)
+        _line(panel, [m for m in measured if group_of(m) == group], across, group or "measured", color)
+        known = [(x, p) for p in published if group_of(p) == group and (x := across(p)) is not None]
+        if known:
+            label = (
+                f"published ({', '.join(dict.fromkeys(p.data for _, p in known))})"
+                if k in (0, len(groups) - 1)
+                else None
+            )
+            xs, ys = [x for x, _ in known], [100 * p.value for _, p in known]
+            panel.plot(xs, ys, "o", mfc="none", color=color, ms=8, label=label)
+    if key:
+        ticks = sorted({float(m.at[key]) for m in measured})
+        if min(ticks) > 0:
+            panel.set_xscale("log")
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.minorticks_off()
+        panel.set_xlabel(key)
+    else:
+        panel.set_xticks(range(len(layers)), layers)
+        panel.margins(x=0.1)
+    panel.grid(alpha=0.25)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _line(panel: Any, mine: Sequence[Measurement], across: Any, label: str, color: tuple[float, ...]) -> None:
+    points = sorted(((across(m), m) for m in mine), key=lambda point: point[0])
+    xs, ys = [x for x, _ in points], [100 * m.value for _, m in points]
+    errors = [100 * (m.spread or 0.0) for _, m in points]
+    panel.errorbar(xs, ys, yerr=errors if any(errors) else None, fmt="o-", color=color, ms=4, capsize=3, label=label)
+
+
+def _numeric(measured: Sequence[Measurement]) -> str | None:
+    """The setting that runs along the axis: one that takes several numbers."""
+    for key in dict.fromkeys(key for m in measured for key in m.at):
+        values = {m.at[key] for m in measured if key in m.at}
+        if len(values) > 1 and all(isinstance(value, (int, float)) for value in values):
+            return key
+    return None
+
+
+def _setting(figure: Figure) -> str:
+    return ", ".join(f"{key} {value}" for key, value in figure.at.items())
+
+
+def _color(number: int) -> tuple[float, ...]:
+    return tuple(value / 255 for value in COLORS[number % len(COLORS)])

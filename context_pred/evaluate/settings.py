@@ -1,0 +1,72 @@
+"""``--set KEY=VALUE`` → the options of the data and of the protocol, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from context_pred import tables
+from context_pred.errors import InvalidInputError, unknown
+
+from .labelled import DataOptions
+
+
+def build(protocol: str, kind: type, given: Mapping[str, Any] | None) -> tuple[Any, DataOptions]:
+    """Make a protocol's Settings and the data's options.
+
+    Args:
+        protocol: The protocol's name, for errors.
+        kind: Its Settings, a frozen dataclass.
+        given: {option: value}; a text is read as the command line gives it (TOML, a bare word; ``1,2`` where several
+            values are asked for).
+
+    Raises:
+        UnknownNameError: an option that neither has; the nearest are named.
+        InvalidInputError: a value of the wrong type or out of its range.
+    """
+    hints = {own: typing.get_type_hints(own) for own in (kind, DataOptions)}
+    values: dict[type, dict[str, Any]] = {kind: {}, DataOptions: {}}
+    for name, value in (given or {}).items():
+        home = next((own for own in values if name in _names(own)), None)
+        if home is None:
+            raise unknown(f"option of {protocol}", name, [*_names(kind), *_names(DataOptions)])
+        values[home][name] = _read(value, hints[home][name], f"--set {name}")
+    where = f"{protocol} with --set"
+    return tables.build(kind, values[kind], where), tables.build(DataOptions, values[DataOptions], where)
+
+
+def _names(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _read(value: Any, hint: Any, where: str) -> Any:
+    if not isinstance(value, str) or hint is str:
+        return value
+    if typing.get_origin(hint) is tuple and not value.strip().startswith("["):
+        value = f"[{value}]"
+    return tables.parse(value, where)
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def bytes_of(size: str) -> int:
+    """Read a size of memory, as "500MB", "2 GB" or "1.5GiB".
+
+    Raises:
+        InvalidInputError: no such size.
+    """
+    text = size.strip().upper()
+    number = text.rstrip("BKMGI").strip()
+    unit = text[len(number) :].strip()
+    try:
+        count = int(float(number) * _UNITS[unit])
+    except (ValueError, KeyError, OverflowError) as error:
+        raise InvalidInputError(
+            f"memory = {size!r}: accepted is a number with a unit, as 500MB, 2GB, 1.5GiB."
+        ) from error
+    if count < 1:
+        raise InvalidInputError(f"memory = {size!r}: accepted is more than nothing.")
+    return count
