@@ -48,7 +48,7 @@ def test_random_weights_follow_the_seed_and_leave_the_generator_alone() -> None:
         ("random:resnet8", "'resnet18'"),
         ("hgo", "'hog'"),
         ("pixel", "'pixels'"),
-        ("resnt18_1xb64-coslr-66e", "'resnet18_1xb64-coslr-300k'"),
+        ("resnt18_1xb64-coslr-300k", "'resnet18_1xb64-coslr-300k'"),
         ("random-resnet18", "'random:resnet18'"),
     ],
 )
