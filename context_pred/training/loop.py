@@ -9,6 +9,7 @@ averages them, and rank 0's are saved).
 from __future__ import annotations
 
 import contextlib
+import inspect
 import signal
 import threading
 import time
@@ -122,8 +123,11 @@ class Loop:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
         self.wrapped: nn.Module = model
         if ranks.count > 1:
-            # Ranks start from rank 0's weights; buffers stay apart (see the module), so none are sent.
-            self.wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+            # Ranks start from rank 0's weights; buffers stay apart (see the module), so none are sent at each step.
+            names = inspect.signature(DistributedDataParallel).parameters
+            old, new = "broadcast_buffers", "forward_sync_buffers"  # PyTorch 2.15 renamed it
+            options: dict[str, Any] = {new if new in names else old: False}
+            self.wrapped = DistributedDataParallel(model, **options)
         self.statistics = [buffer for name, buffer in model.named_buffers() if "running_" in name or "tracked" in name]
 
     def steps(self, first: int = 0) -> Iterator[Stepped]:
