@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from . import damaged, finish, folder, report
 from .check import check
 from .initial import StartedFrom, initialize, start_from
 from .loading import MicroBatch, load
+from .machine import fast_convolutions, lacks_bfloat16, own_device, usual_workers
 from .objective import PretextObjective
 from .prepare import Preparation
 from .recipe import Recipe, read_recipe
@@ -131,7 +131,7 @@ def run(
         TrainingDivergedError: the loss is NaN or out of all proportion.
         StorageError: the disk is full or refuses; the last checkpoint stands.
     """
-    place = _own_device(find_device(device))
+    place = own_device(find_device(device))
     with (
         torch.random.fork_rng(devices=[]),
         joined(KEPT, "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo") as ranks,
@@ -140,16 +140,6 @@ def run(
         work = Run(plan, Path(out), images, held_out, init, place, ranks, workers)
         ranks.lead(lambda: work.begin(resume, overwrite))
         return work.train(progress)
-
-
-def _own_device(device: torch.device) -> torch.device:
-    """Give each rank of a machine a GPU of its own, and make it the one that NCCL uses."""
-    if device.type != "cuda":
-        return device
-    if str(device) == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
 
 
 def _recipe(recipe: str | Path | Recipe, settings: Mapping[str, str], batch_size: int | None) -> Recipe:
@@ -195,7 +185,7 @@ class Run:
         self.order = _order(self.recipe, len(self.split.training))
         self.schedule = self.recipe.make_schedule(self.order.steps_per_epoch)
         self.notes += self.schedule.remarks()
-        if device.type == "cpu" and options.precision == "bfloat16" and _lacks_bfloat16():
+        if device.type == "cpu" and options.precision == "bfloat16" and lacks_bfloat16():
             self.notes.append(
                 "This CPU has no instructions for bfloat16, with which float32 is several times as fast: "
                 "--set run.precision=float32."
@@ -235,7 +225,7 @@ class Run:
         """Train from the last checkpoint, or from the start, to the end."""
         loop = self._loop()
         first, best = self._resume(loop)
-        with _fast_convolutions():
+        with fast_convolutions():
             return self._trained(loop, first, best, progress)
 
     def _trained(self, loop: Loop, first: int, best: float, progress: bool) -> Pretrained:
@@ -426,17 +416,6 @@ def _model(recipe: Recipe, init: str | Path | None) -> tuple[ContextPredictionMo
     return model, taken.applied_to(recipe), taken
 
 
-@contextmanager
-def _fast_convolutions() -> Iterator[None]:
-    """Let cuDNN try which of its ways is the fastest for the run's shapes, and leave its switch as it was."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
 def _order(recipe: Recipe, count: int) -> Order:
     """Make the order of the images; an error where batch norm could not train on the smallest micro-batch."""
     batch, sampler = recipe.batch, recipe.make_sampler()
@@ -450,18 +429,3 @@ def _order(recipe: Recipe, count: int) -> Order:
             f"or leave out an image, or change batch.images."
         )
     return order
-
-
-def _lacks_bfloat16() -> bool:
-    """Tell whether this CPU is known to lack instructions for bfloat16; older versions of torch do not say."""
-    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return found.get("architecture") == "x86_64" and not (found.get("avx512_bf16") or found.get("amx_bf16"))
-
-
-def usual_workers(device: torch.device) -> int:
-    """Return how many decoding processes a rank gets: one beside a CPU of several cores, up to 12 beside a GPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if device.type == "cpu":
-        return min(1, cores // local - 1) if cores // local > 1 else 0
-    return max(1, min(12, cores // local - 1))

@@ -258,6 +258,7 @@ def test_a_run_that_was_killed_while_its_folder_was_made_begins(images: Path, tm
     out.mkdir()
     (out / ".recipe.toml.abcd").write_text("half of it")
     trained(images, out, resume=True)
+    assert (out / "model" / "model.safetensors").is_file()
 
 
 def test_one_image_in_the_last_micro_batch(images: Path, tmp_path: Path):
