@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from . import __version__
-from .errors import ContextPredError
+from .errors import ContextPredError, StoppedError
 
 MODEL_HELP = "A name of the zoo, a path, or hf-hub:OWNER/NAME@REVISION."
 
@@ -270,21 +270,44 @@ def audit(model: str, images: tuple[str, ...], **options: Any) -> None:
               help="Another value of one of the protocol's or the data's options. May be repeated.")  # fmt: skip
 @click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, default=(0,), show_default=True,
               help="Of every draw; repeated, the result has means and spreads.")  # fmt: skip
+@click.option("--pool", default=None, metavar="NAME", help="How maps are pooled, where the protocol has a choice: "
+              "grid or gap.")  # fmt: skip
+@click.option("--memory", default=None, metavar="SIZE", help="Bound of the features in memory, as 1GB (knn, linear).")
 @click.option("--features", default=None, metavar="DIR", help="Where extracted features are kept, for several runs to "
               "share.  [default: OUT/features]")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1), default=None, metavar="N",
               help="Processes or threads.  [default: as many as there are cores]")  # fmt: skip
 @device_option
+@click.option("--resume", is_flag=True, help="Go on with what OUT holds; the same command does so anyway.")
 @click.option("--overwrite", is_flag=True, help="Remove what another evaluation left in OUT, and begin anew.")
 @progress_option
-def evaluate(protocol: str, model: str, data: str, settings: tuple[str, ...], **options: Any) -> None:
-    """Measure MODEL's frozen features by PROTOCOL (svm, low-shot-svm, knn) beside the published figures.
+def evaluate(
+    protocol: str,
+    model: str,
+    data: str,
+    settings: tuple[str, ...],
+    pool: str | None,
+    memory: str | None,
+    resume: bool,
+    **options: Any,
+) -> None:
+    """Measure MODEL by PROTOCOL beside the published figures.
+
+    Frozen features: svm, low-shot-svm, knn, linear. Trained on: semi-supervised, detection, segmentation. The model
+    itself: pretext.
 
     A run that was stopped goes on where it ended when the same command is given again.
     """
     from . import evaluate as evaluation
 
-    click.echo(evaluation.run(protocol, model, data, settings=_pairs(settings, "KEY=VALUE", "k=5"), **options))
+    if resume and options["overwrite"]:
+        raise click.UsageError("--resume goes on and --overwrite begins anew; give one of them.")
+    given = _pairs(settings, "KEY=VALUE", "k=5")
+    given |= {name: value for name, value in (("pool", pool), ("memory", memory)) if value is not None}
+    try:
+        click.echo(evaluation.run(protocol, model, data, settings=given, **options))
+    except StoppedError as stopped:
+        click.echo(str(stopped), err=True)
 
 
 def _pairs(settings: tuple[str, ...], accepted: str, as_in: str) -> dict[str, str]:

@@ -44,6 +44,10 @@ class StorageError(ContextPredError, OSError):
     """A folder that cannot be written to, or a full disk."""
 
 
+class StoppedError(ContextPredError):
+    """Work that was asked to stop (SIGTERM, Ctrl-C) and has saved what it had; the same command goes on."""
+
+
 class TrainingDivergedError(ContextPredError, RuntimeError):
     """A training run whose loss is no number any more, or far worse than guessing."""
 

@@ -8,6 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,25 @@ from typing import Any
 import context_pred
 from context_pred.errors import InvalidInputError, unknown
 from context_pred.extract.network import find_device
+from context_pred.ranks import joined
+from context_pred.training.machine import own_device
 
-from . import folder, labelled, published, report, settings, sources
+from . import folder, labelled, published, quirks, report, settings, sources, trained
 from ._extra import need, versions
 from .features import DamagedImagesError
 from .job import Job, Measurement, Result
-from .labelled import DataOptions, LabelledImages
+from .labelled import LabelledImages
 from .sources import Source
 
 PROTOCOLS: dict[str, str] = {"svm": "svm", "low-shot-svm": "low_shot", "knn": "knn"}
-"""Name → module. A module has NAME, Settings and run(job); LAYERS = "last" where the default is the last layer alone,
-DRAWS = False where nothing is drawn, VARIANTS where there are several rows."""
+"""Name → module, which has NAME, Settings and run(job), and where it differs from the frozen protocols:
+
+LAYERS ("all", "last", "none") or usual_layers(settings); DRAWS = False: nothing is drawn; VARIANTS: its rows, as
+layouts of data name them; defaults(variant, given): other defaults of Settings; TRAINS = True: networks only;
+DataOptions and read(folder, options): its data, with ``described()``, ``every_file()`` and ``without(damaged)``.
+"""
+
+KEPT = "What was computed is kept; the same command goes on."
 
 
 def run(
@@ -76,44 +85,113 @@ def run(
     """
     module = _module(protocol)
     need("matplotlib.figure", f"evaluate {protocol}")
-    chosen, options = _settings(protocol, module.Settings, settings)
     numbers = _seeds(seeds)
     if workers is not None and workers < 1:
         raise InvalidInputError(f"workers={workers}; accepted: 1 or more.")
-    find_device(device)
-    read = data if isinstance(data, LabelledImages) else labelled.read(data, options)
+    place = own_device(find_device(device))
+    with joined(KEPT, "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo") as ranks:
+        plan = _plan(protocol, module, model, data, settings, variant, layers, numbers)
+        if plan.where in map(str, (Path(out).resolve(), *Path(out).resolve().parents)):
+            raise InvalidInputError(f"out={str(out)!r} lies within the data, {data}; choose a folder outside of it.")
+        common = {
+            "workers": workers or usual_workers(),
+            "device": device,
+            "progress": progress and ranks.rank == 0,
+            "kept": Path(features) if features is not None else Path(out) / "features",
+            "ranks": ranks,
+        }
+        ranks.lead(lambda: folder.claim(Path(out), plan.command(), overwrite))
+        merged = _measured(plan, model, Path(out), common)
+        ranks.lead(lambda: report.write(merged, Path(out)))
+        return merged
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A call, understood."""
+
+    protocol: str
+    module: Any
+    source: Source
+    data: Any
+    where: str
+    variant: str | None
+    layers: tuple[str, ...]
+    settings: Any
+    options: Any
+    seeds: tuple[int, ...]
+    notes: tuple[str, ...]
+
+    def command(self) -> dict[str, Any]:
+        """What tells this run from another; the seeds do not: those of an earlier call are kept and others added."""
+        return {
+            "protocol": self.protocol,
+            "variant": self.variant,
+            "model": self.source.name,
+            "digest": "" if self.source.kind == "random" else self.source.digest,
+            "data": self.where,
+            "layers": list(self.layers),
+            "settings": _plain(dataclasses.asdict(self.settings)),
+            "data_options": dataclasses.asdict(self.options),
+        }
+
+
+def _plan(
+    protocol: str,
+    module: Any,
+    model: Any,
+    data: Any,
+    given: Mapping[str, Any] | None,
+    variant: str | None,
+    layers: str | Sequence[str] | None,
+    seeds: tuple[int, ...],
+) -> _Plan:
+    kind, data_kind = module.Settings, getattr(module, "DataOptions", labelled.DataOptions)
+    options = settings.part(protocol, (kind, data_kind), data_kind, given)
+    is_path = isinstance(data, (str, Path))
+    read = getattr(module, "read", labelled.read)(data, options) if is_path else data
     row = _variant(protocol, module, variant, read)
-    first = sources.find(model, numbers[0])
-    asked = _layers(first, layers, getattr(module, "LAYERS", "all"))
+    usual = module.defaults(row, given or {}) if hasattr(module, "defaults") else {}
+    chosen = settings.part(protocol, (kind, data_kind), kind, {**usual, **(given or {})})
+    source = sources.find(model, seeds[0])
+    if getattr(module, "TRAINS", False) and source.kind in sources.FIXED:
+        raise InvalidInputError(f"model={source.name!r}: {protocol} trains a network; accepted: a model or random:…")
     notes = []
-    if len(numbers) > 1 and first.kind != "random" and not getattr(module, "DRAWS", True):
-        notes.append(f"Nothing is drawn here, so seed {numbers[0]} alone was run.")
-        numbers = numbers[:1]
-    place = Path(out)
-    where = str(Path(data).resolve()) if isinstance(data, (str, Path)) else read.name
-    if isinstance(data, (str, Path)) and Path(data).resolve() in (place.resolve(), *place.resolve().parents):
-        raise InvalidInputError(f"out={str(out)!r} lies within the data, {data}; choose a folder outside of it.")
-    folder.claim(place, _command(protocol, row, first, where, asked, chosen, options), overwrite)
+    if len(seeds) > 1 and source.kind != "random" and not getattr(module, "DRAWS", True):
+        notes.append(f"Nothing is drawn here, so seed {seeds[0]} alone was run.")
+        seeds = seeds[:1]
+    which = module.usual_layers(chosen) if hasattr(module, "usual_layers") else getattr(module, "LAYERS", "all")
+    where = str(Path(data).resolve()) if is_path else read.name
+    return _Plan(
+        protocol, module, source, read, where, row, _layers(protocol, source, layers, which), chosen, options, seeds,
+        tuple(notes),
+    )  # fmt: skip
+
+
+def _measured(plan: _Plan, model: Any, place: Path, common: dict[str, Any]) -> Result:
+    """Run every seed, and bring the figures together."""
     start = time.perf_counter()
     results: list[Result] = []
     record: dict[str, Any] = {}
-    for seed in numbers:
-        source = first if seed == numbers[0] else sources.find(model, seed)
+    read, first = plan.data, plan.source
+    if plan.options.skip_damaged and getattr(plan.module, "TRAINS", False):
+        found = trained.damaged(read.every_file(), common["ranks"])
+        read = read.without(found) if found else read
+    transform = quirks.transform_of(first.model.transform, first.file, plan.protocol)
+    for seed in plan.seeds:
         job = Job(
-            source=source,
+            source=first if seed == plan.seeds[0] else sources.find(model, seed),
             data=read,
             out=place / f"seed-{seed}",
-            layers=asked,
-            settings=chosen,
+            layers=plan.layers,
+            settings=plan.settings,
             seed=seed,
-            workers=workers or usual_workers(),
-            device=device,
-            progress=progress,
-            variant=row,
-            kept=Path(features) if features is not None else place / "features",
+            variant=plan.variant,
             record=record,
+            transform=transform,
+            **common,
         )
-        result, read = _with_damaged(module.run, job, options.skip_damaged)
+        result, read = _with_damaged(plan.module.run, job, plan.options.skip_damaged)
         results.append(result)
     ran_on = {
         "model": first.name,
@@ -121,21 +199,20 @@ def run(
         "digest": first.digest,
         "sha256": first.sha256,
         "backbone": first.model.card.backbone,
-        "layers": list(asked),
+        "layers": list(plan.layers),
         **record,
-        "data": _described(read, where),
-        "settings": dataclasses.asdict(chosen),
-        "data_options": dataclasses.asdict(options),
-        "seeds": list(numbers),
-        "notes": notes,
-        "device": str(find_device(device)),
+        "data": {"path": plan.where, **read.described()},
+        "settings": dataclasses.asdict(plan.settings),
+        "data_options": dataclasses.asdict(plan.options),
+        "seeds": list(plan.seeds),
+        "notes": list(plan.notes),
+        "device": str(find_device(common["device"])),
+        "processes": common["ranks"].count,
         "seconds": round(time.perf_counter() - start, 1),
         "versions": {"python": platform.python_version(), **versions(), "context-pred": context_pred.__version__},
     }
-    figures = published.figures(protocol, row)
-    merged = dataclasses.replace(merge(results, numbers), published=figures, variant=row, ran_on=ran_on)
-    report.write(merged, place)
-    return merged
+    figures = published.figures(plan.protocol, plan.variant)
+    return dataclasses.replace(merge(results, plan.seeds), published=figures, variant=plan.variant, ran_on=ran_on)
 
 
 def usual_workers() -> int:
@@ -149,10 +226,6 @@ def _module(protocol: str) -> Any:
     return import_module(f".{PROTOCOLS[protocol]}", __package__)
 
 
-def _settings(protocol: str, kind: type, given: Mapping[str, Any] | None) -> tuple[Any, DataOptions]:
-    return settings.build(protocol, kind, given)
-
-
 def _seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     numbers = tuple(dict.fromkeys(seeds))
     if not numbers or not all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in numbers):
@@ -160,7 +233,7 @@ def _seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     return numbers
 
 
-def _variant(protocol: str, module: Any, variant: str | None, data: LabelledImages) -> str | None:
+def _variant(protocol: str, module: Any, variant: str | None, data: Any) -> str | None:
     variants: tuple[str, ...] = getattr(module, "VARIANTS", ())
     if variant is None:
         return data.kind if data.kind in variants else variants[0] if variants else None
@@ -171,32 +244,14 @@ def _variant(protocol: str, module: Any, variant: str | None, data: LabelledImag
     return variant
 
 
-def _layers(source: Source, layers: str | Sequence[str] | None, usual: str) -> tuple[str, ...]:
+def _layers(protocol: str, source: Source, layers: str | Sequence[str] | None, usual: str) -> tuple[str, ...]:
+    if usual == "none":
+        if layers:
+            raise InvalidInputError(f"layers={layers!r}, but {protocol} uses the whole backbone; leave it out.")
+        return ()
     if layers is None or (not isinstance(layers, str) and not layers):
         return source.layers[-1:] if usual == "last" else source.layers
     return source.chosen([layers] if isinstance(layers, str) else layers)
-
-
-def _command(
-    protocol: str,
-    variant: str | None,
-    source: Source,
-    data: str,
-    layers: tuple[str, ...],
-    chosen: Any,
-    options: DataOptions,
-) -> dict[str, Any]:
-    """What tells this run from another; the seeds do not, since those of an earlier call are kept and others added."""
-    return {
-        "protocol": protocol,
-        "variant": variant,
-        "model": source.name,
-        "digest": "" if source.kind == "random" else source.digest,
-        "data": data,
-        "layers": list(layers),
-        "settings": _plain(dataclasses.asdict(chosen)),
-        "data_options": dataclasses.asdict(options),
-    }
 
 
 def _plain(value: Any) -> Any:
@@ -206,19 +261,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _described(data: LabelledImages, where: str) -> dict[str, Any]:
-    return {
-        "name": data.name,
-        "kind": data.kind,
-        "path": where,
-        "train": len(data.train.files),
-        "test": len(data.test.files),
-        "classes": len(data.classes),
-        "notes": list(data.notes),
-    }
-
-
-def _with_damaged(run: Any, job: Job, skip: bool) -> tuple[Result, LabelledImages]:
+def _with_damaged(run: Any, job: Job, skip: bool) -> tuple[Result, Any]:
     """Run a protocol; where damaged images may be left out, begin again without them: what was extracted is kept."""
     while True:
         try:

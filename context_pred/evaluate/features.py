@@ -121,7 +121,7 @@ def of_split(job: Job, split_name: str, layer: str, preprocessing: Preprocessing
     split = {"train": job.data.train, "test": job.data.test}[split_name]
     files = split.original or split.files
     layers = job.layers if layer in job.layers else job.source.chosen([layer])
-    transform = preprocessing.transform(job.source.model.transform)
+    transform = preprocessing.transform(job.preprocessing)
     pool = job.source.pool(pool)
     folder = job.kept or job.out / "features"
     out = _place(folder, split_name, job.source, files, layer, layers, transform, pool)

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from context_pred.ranks import Ranks
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from context_pred.data.transforms import EvalTransform
+
     from .features import Preprocessing
-    from .labelled import LabelledImages
     from .sources import Source
 
 
@@ -103,7 +106,7 @@ class Job:
 
     Attributes:
         source: The model, or pixels or HOG, as named layers.
-        data: The labelled images.
+        data: What the protocol's ``read`` made of the folder: labelled images, boxes, label maps …
         out: The run's folder, where protocols keep what they computed.
         layers: The layers asked for; empty: the protocol's own.
         settings: The protocol's Settings.
@@ -114,10 +117,12 @@ class Job:
         variant: The row of the protocol that was asked for, or None.
         kept: The folder of extracted features; None: ``out``'s own.
         record: What the job notes for the result's ``ran_on`` while it runs.
+        ranks: The processes that ``torchrun`` started, or this one alone.
+        transform: The model's channel order, mean and standard deviation where the published figures had others.
     """
 
     source: Source
-    data: LabelledImages
+    data: Any
     out: Path
     layers: tuple[str, ...]
     settings: Any
@@ -128,6 +133,13 @@ class Job:
     variant: str | None = None
     kept: Path | None = None
     record: dict[str, Any] = field(default_factory=dict)
+    ranks: Ranks = field(default_factory=Ranks)
+    transform: EvalTransform | None = None
+
+    @property
+    def preprocessing(self) -> EvalTransform:
+        """Channel order, mean and standard deviation: the model's, or those of the published figure."""
+        return self.transform or self.source.model.transform
 
     def features(self, split_name: str, layer: str, preprocessing: Preprocessing, pool: str) -> NDArray[np.float32]:
         """Return the features of a split, computed once and kept on disk.

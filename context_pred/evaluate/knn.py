@@ -8,6 +8,7 @@ knn_imagenet``, after Wu et al. (CVPR 2018, section 3.4); METHOD C8.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -75,14 +76,17 @@ def run(job: Job) -> Result:
     for layer in job.layers:
         bank = job.features("train", layer, preprocessing, "gap")
         queries = job.features("test", layer, preprocessing, "gap")
-        similarity, index = nearest(
-            bank,
-            queries,
-            max(ks),
-            chunk=settings.chunk,
-            memory=bytes_of(settings.memory),
-            device=job.device,
-            progress=job.progress,
+        similarity, index = job.ranks.lead(
+            partial(
+                nearest,
+                bank,
+                queries,
+                max(ks),
+                chunk=settings.chunk,
+                memory=bytes_of(settings.memory),
+                device=job.device,
+                progress=job.progress,
+            )
         )
         neighbors = torch.from_numpy(bank_labels)[index]
         for k in ks:

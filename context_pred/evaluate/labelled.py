@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,6 +111,21 @@ class LabelledImages:
     train: Split
     test: Split
     notes: tuple[str, ...] = ()
+
+    def described(self) -> dict[str, Any]:
+        """Return what a result says of its data."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "train": len(self.train.files),
+            "test": len(self.test.files),
+            "classes": len(self.classes),
+            "notes": list(self.notes),
+        }
+
+    def every_file(self) -> tuple[Path, ...]:
+        """Return the images of both splits."""
+        return (*self.train.files, *self.test.files)
 
     def without(self, damaged: Collection[str]) -> LabelledImages:
         """Return the set without some files, given as text, and a note that says so."""

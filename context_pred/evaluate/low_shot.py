@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -334,18 +335,21 @@ def run(job: Job) -> Result:
     found: dict[str, Scores] = {}
     for layer in job.layers:
         features = [job.features(name, layer, settings.preprocessing(), settings.pool) for name in ("train", "test")]
-        found[layer] = scores = fit_and_score(
-            features[0],
-            data.train.labels,
-            features[1],
-            data.test.labels,
-            data.classes,
-            settings,
-            cache=job.out / NAME / layer,
-            seed=job.seed,
-            workers=job.workers,
-            progress=job.progress,
-            title=f"{NAME} {layer}",
+        found[layer] = scores = job.ranks.lead(
+            partial(
+                fit_and_score,
+                features[0],
+                data.train.labels,
+                features[1],
+                data.test.labels,
+                data.classes,
+                settings,
+                cache=job.out / NAME / layer,
+                seed=job.seed,
+                workers=job.workers,
+                progress=job.progress,
+                title=f"{NAME} {layer}",
+            )
         )
         for few in scores.few:
             measured.append(_measurement("mAP", few.samples, layer, few.k))

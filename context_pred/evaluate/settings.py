@@ -4,37 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from context_pred import tables
 from context_pred.errors import InvalidInputError, unknown
 
-from .labelled import DataOptions
 
-
-def build(protocol: str, kind: type, given: Mapping[str, Any] | None) -> tuple[Any, DataOptions]:
-    """Make a protocol's Settings and the data's options.
+def part(protocol: str, kinds: Sequence[type], kind: type, given: Mapping[str, Any] | None) -> Any:
+    """Make one of a protocol's kinds of options from what was given for all.
 
     Args:
         protocol: The protocol's name, for errors.
-        kind: Its Settings, a frozen dataclass.
+        kinds: Frozen dataclasses that share the options: its Settings, and those of its data.
+        kind: The one to make.
         given: {option: value}; a text is read as the command line gives it (TOML, a bare word; ``1,2`` where several
             values are asked for).
 
     Raises:
-        UnknownNameError: an option that neither has; the nearest are named.
+        UnknownNameError: an option that none has; the nearest are named.
         InvalidInputError: a value of the wrong type or out of its range.
     """
-    hints = {own: typing.get_type_hints(own) for own in (kind, DataOptions)}
-    values: dict[type, dict[str, Any]] = {kind: {}, DataOptions: {}}
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
     for name, value in (given or {}).items():
-        home = next((own for own in values if name in _names(own)), None)
-        if home is None:
-            raise unknown(f"option of {protocol}", name, [*_names(kind), *_names(DataOptions)])
-        values[home][name] = _read(value, hints[home][name], f"--set {name}")
-    where = f"{protocol} with --set"
-    return tables.build(kind, values[kind], where), tables.build(DataOptions, values[DataOptions], where)
+        if not any(name in _names(own) for own in kinds):
+            raise unknown(f"option of {protocol}", name, [name for own in kinds for name in _names(own)])
+        if name in _names(kind):
+            values[name] = _read(value, hints[name], f"--set {name}")
+    return tables.build(kind, values, f"{protocol} with --set")
 
 
 def _names(kind: type) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -260,18 +261,21 @@ def run(job: Job) -> Result:
     data, measured, details = job.data, [], {}
     for layer in job.layers:
         features = [job.features(name, layer, settings.preprocessing(), settings.pool) for name in ("train", "test")]
-        scores = fit_and_score(
-            features[0],
-            data.train.labels,
-            features[1],
-            data.test.labels,
-            data.classes,
-            settings,
-            cache=job.out / NAME / layer,
-            seed=job.seed,
-            workers=job.workers,
-            progress=job.progress,
-            title=f"{NAME} {layer}",
+        scores = job.ranks.lead(
+            partial(
+                fit_and_score,
+                features[0],
+                data.train.labels,
+                features[1],
+                data.test.labels,
+                data.classes,
+                settings,
+                cache=job.out / NAME / layer,
+                seed=job.seed,
+                workers=job.workers,
+                progress=job.progress,
+                title=f"{NAME} {layer}",
+            )
         )
         measured += _measured(layer, scores)
         details[layer] = _details(scores, data.classes, settings)

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from context_pred.data.collection import Collection
 from context_pred.data.decode import Photo, read_bytes
 from context_pred.errors import ContextPredError, ImageError
 from context_pred.patches import PatchDraw, joined
 from context_pred.training import keys
+from context_pred.training.examples import Place, loaded
 
 from .prepare import Begun, Preparation, Prepared
-
-AHEAD = 2
-"""Micro-batches that each worker prepares ahead."""
 
 IN_A_ROW = 100
 """So many damaged images one after the other are no accident."""
@@ -39,17 +35,6 @@ NOTHING = PatchDraw(
     position=torch.zeros(0, dtype=torch.int64),
 )
 """The draw of no images."""
-
-_GRACE = 60
-"""Seconds that a worker goes on after the signal to end, for its process to save what it has done."""
-
-
-Place = tuple[int, int]
-"""(epoch, image)"""
-
-
-class WorkerError(ContextPredError, RuntimeError):
-    """A process that loads images has died."""
 
 
 @dataclass(frozen=True)
@@ -119,46 +104,9 @@ def load(
         ImageError: with ``replace``, a hundred images in a row cannot be read.
         WorkerError: a worker died.
     """
-    loader = DataLoader(
-        _Batches(collection, preparation, seed, IN_A_ROW if replace else 0),
-        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists does, which may be endless
-        collate_fn=_same,
-        num_workers=workers,
-        prefetch_factor=AHEAD if workers else None,
-        worker_init_fn=_begin_worker,
-        pin_memory=pin_memory,
-    )
-    # Each DataLoader takes one number of PyTorch's global generator to seed its workers with; they need none.
-    with torch.random.fork_rng(devices=[]):
-        coming = iter(loader)
-    while True:
-        try:
-            batch = next(coming)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if isinstance(error, ContextPredError) or not workers:
-                raise
-            raise WorkerError(
-                f"A process that loads images died ({str(error).splitlines()[0].strip(' .')}). Often it is memory, or "
-                f"room in /dev/shm (in a container: docker run --shm-size=8g). Fewer processes need less: --workers 1, "
-                f"or --workers 0 for none."
-            ) from error
-        if isinstance(batch, ContextPredError):
-            raise batch
+    dataset = _Batches(collection, preparation, seed, IN_A_ROW if replace else 0)
+    for batch in loaded(dataset, batches, workers=workers, pin_memory=pin_memory):
         yield batch.unpacked() if isinstance(batch, _Packed) else batch
-
-
-def _same(batch: Any) -> Any:
-    return batch
-
-
-def _begin_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    # Ctrl-C and a scheduler's SIGTERM go to the whole group. What then happens is the main process's to decide: it
-    # may want the batches that are under way, and ends its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
 
 
 def _room(shape: tuple[int, ...]) -> Tensor:

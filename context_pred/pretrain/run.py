@@ -20,15 +20,16 @@ from context_pred.ranks import Ranks, joined
 from context_pred.training import keys
 from context_pred.training.checkpoints import Checkpoints
 from context_pred.training.loop import Loop, StopRequest
+from context_pred.training.machine import fast_convolutions, lacks_bfloat16, own_device, usual_workers
 from context_pred.training.optimizer import make_optimizer
 from context_pred.training.order import Order
 from context_pred.training.progress import LossWatch, Progress
+from context_pred.training.run import take_steps
 
 from . import damaged, finish, folder, report
 from .check import check
 from .initial import StartedFrom, initialize, start_from
 from .loading import MicroBatch, load
-from .machine import fast_convolutions, lacks_bfloat16, own_device, usual_workers
 from .objective import PretextObjective
 from .prepare import Preparation
 from .recipe import Recipe, read_recipe
@@ -308,29 +309,37 @@ class Run:
         """Take the steps, with the evaluations and checkpoints between them; return how many are made in all."""
         watch = LossWatch(warmup_steps=self.schedule.warmup_steps)
         options, per_epoch, total = self.recipe.run, self.order.steps_per_epoch, self.schedule.steps
-        done, result = first, None
-        for stepped in loop.steps(first):
-            done = stepped.step
-            watch.check(done, stepped.rate, stepped.loss, skipped=stepped.skipped)
+        result: PretextResult | None = None
+
+        def between(done: int) -> bool:
+            nonlocal result, best
+            if self.split.held_out is None or (done != total and done % (per_epoch * options.evaluate_every)):
+                return False
+            loop.share_statistics()
+            result = self._measure(self.split.held_out)
+            better, best = result.accuracy > best, max(best, result.accuracy)
             if log is not None:
-                share = stepped.hits / max(stepped.asked, 1)
-                log.step(done, done / per_epoch, stepped.rate, stepped.loss, share, stepped.images, stepped.waited)
-            better = False
-            if self.split.held_out is not None and (done == total or done % (per_epoch * options.evaluate_every) == 0):
-                loop.share_statistics()
-                result = self._measure(self.split.held_out)
-                better, best = result.accuracy > best, max(best, result.accuracy)
-                if log is not None:
-                    log.held_out(done, result)
-            stopping = stop.asked()
-            if stopping or better or done == total or done % options.checkpoint_every == 0:
-                self._share_damaged()
-                if self.ranks.rank == 0:
-                    files = {"files": self.split.training_digest, "held_out": self.split.held_out_digest}
-                    own = {"recipe": self.recipe.to_toml(), **files, "best": best}
-                    self.checkpoints.save(done, {**loop.state(), **own}, best=better)
-            if stopping:
-                break
+                log.held_out(done, result)
+            return better
+
+        def save(done: int, better: bool) -> None:
+            self._share_damaged()
+            if self.ranks.rank == 0:
+                files = {"files": self.split.training_digest, "held_out": self.split.held_out_digest}
+                own = {"recipe": self.recipe.to_toml(), **files, "best": best}
+                self.checkpoints.save(done, {**loop.state(), **own}, best=better)
+
+        done = take_steps(
+            loop,
+            first,
+            log=log,
+            stop=stop,
+            watch=watch,
+            per_epoch=per_epoch,
+            between=between,
+            every=options.checkpoint_every,
+            save=save,
+        )
         if result is None and done == total and self.split.held_out is not None:
             result = self._measure(self.split.held_out)
         loop.share_statistics()

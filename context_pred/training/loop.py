@@ -62,7 +62,7 @@ class Stepped:
         rate: Its learning rate.
         loss: Mean over its examples (the micro-batches' means averaged, where those are what is optimised).
         hits: Examples that were answered right.
-        asked: Examples.
+        asked: Examples; 0 where there is nothing to be right about.
         images: Images.
         waited: Seconds in which the ranks waited for data, on average.
         skipped: The loss scaler found an overflow and left the weights as they were.
@@ -80,6 +80,8 @@ class Stepped:
 
 class Loop:
     """Train a model step by step; iterate over ``steps(first)``.
+
+    A group of parameters with a "multiplier" learns at that many times the rate.
 
     Every step seeds torch's generators from (seed, step, micro-batch), so that dropout and noise depend on nothing
     that happened before it, nor on how many ranks there are.
@@ -140,7 +142,7 @@ class Loop:
     def _step(self, step: int, batches: Iterator[Any]) -> Stepped:
         rate = self.rates.rate(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("multiplier", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         losses, hits, asked, waited = [], [], 0, 0.0
         for number in self.numbers:

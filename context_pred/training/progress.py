@@ -113,7 +113,7 @@ class Progress:
         epoch: float,
         lr: float,
         loss: float | Tensor,
-        accuracy: float | Tensor,
+        accuracy: float | Tensor | None,
         images: int,
         waited_seconds: float,
     ) -> None:
@@ -124,13 +124,14 @@ class Progress:
             epoch: Passes over the images so far, with the fraction of the present one.
             lr: The step's learning rate.
             loss: Mean cross entropy a pair over the global batch, in nats, whatever is optimised.
-            accuracy: Share of the global batch's pairs that were answered right, 0 … 1.
+            accuracy: Share of the global batch's pairs that were answered right, 0 … 1; None where none is asked.
             images: Images of the step, over all ranks.
             waited_seconds: Seconds of the step in which the loop waited for data.
         """
         self._state = {"step": step, "epoch": epoch, "lr": lr}
         self._images += images
-        self._pending.append((_detached(loss), _detached(accuracy), images))
+        asked = math.nan if accuracy is None else accuracy
+        self._pending.append((_detached(loss), _detached(asked), images))
         self._waited += waited_seconds
         self._step_at = time.perf_counter()
         self._speed.append((self._step_at - self._start, self._images))
@@ -247,13 +248,14 @@ class Progress:
         """Put the means of the last steps on the bar; drawing is tqdm's."""
         self._settle()
         loss, accuracy = _means(self._recent)
-        if loss is None or accuracy is None:
+        if loss is None:
             return
         (before, first), (now, last) = self._speed[0], self._speed[-1]
         if now > before and last > first:
             rate = (last - first) / (now - before)
             self._speed_text = f", {rate:,.{0 if rate >= 10 else 2}f} images/s"
-        text = f"loss {loss:.3f}, accuracy {100 * accuracy:.1f} %{self._held_out_text}{self._speed_text}"
+        right = "" if accuracy is None else f", accuracy {100 * accuracy:.1f} %"
+        text = f"loss {loss:.3f}{right}{self._held_out_text}{self._speed_text}"
         self._bar.set_description_str(f"epoch {self._state['epoch']:.2f}", refresh=False)
         self._bar.set_postfix_str(text, refresh=False)
 
@@ -293,11 +295,12 @@ class LossWatch:
     Args:
         warmup_steps: Steps of the learning rate's warm-up.
         window: Steps that must agree.
+        chance: The loss of guessing; None: a loss is only looked at for being a number.
     """
 
-    def __init__(self, *, warmup_steps: int = 0, window: int = 50) -> None:
+    def __init__(self, *, warmup_steps: int = 0, window: int = 50, chance: float | None = CHANCE_LOSS) -> None:
         self.warmup_steps, self.window = warmup_steps, window
-        self.limit = CHANCE_LOSS + 1
+        self.limit = math.inf if chance is None else chance + 1
         self._last: deque[float] = deque(maxlen=window)
         self._good: deque[float] = deque(maxlen=5)
         self._was_below = False
@@ -362,9 +365,10 @@ def _means(steps: Sequence[tuple[float, float, int]]) -> tuple[float | None, flo
     total = sum(images for *_, images in good)
     if not total:
         return None, None
+    accuracy = sum(accuracy * images for _, accuracy, images in good) / total
     return (
         round(sum(loss * images for loss, _, images in good) / total, 6),
-        round(sum(accuracy * images for _, accuracy, images in good) / total, 6),
+        round(accuracy, 6) if math.isfinite(accuracy) else None,
     )
 
 

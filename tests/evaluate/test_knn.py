@@ -14,7 +14,8 @@ import torch
 
 from context_pred.errors import InvalidInputError
 from context_pred.evaluate import features, knn
-from context_pred.evaluate.settings import build, bytes_of
+from context_pred.evaluate.labelled import DataOptions
+from context_pred.evaluate.settings import bytes_of, part
 
 
 def by_hand(bank: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -23,6 +24,10 @@ def by_hand(bank: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, 
     similarity = unit[1].astype(np.float64) @ unit[0].astype(np.float64).T
     index = [sorted(range(len(bank)), key=lambda j: (-row[j].round(6), j))[:k] for row in similarity]
     return np.take_along_axis(similarity, np.array(index), 1), np.array(index)
+
+
+def settings_of(given: dict[str, Any] | None) -> Any:
+    return part("knn", (knn.Settings, DataOptions), knn.Settings, given)
 
 
 @pytest.mark.parametrize("memory", [10**9, 12_000, 3_000])  # one block; several; a few rows each
@@ -92,14 +97,14 @@ def test_no_sizes_of_memory(text: str) -> None:
 
 
 def test_every_number_of_the_protocol_is_the_published_one() -> None:
-    settings, _ = build("knn", knn.Settings, None)
+    settings = settings_of(None)
     assert (settings.k, settings.temperature, settings.size, settings.chunk) == ((10, 20, 100, 200), 0.07, 224, 500)
     assert settings.resampling == "pillow"
 
 
 @pytest.mark.parametrize("given", ["[3, 5]", "3,5", "3, 5"])
 def test_several_values_on_the_command_line(given: str) -> None:
-    assert build("knn", knn.Settings, {"k": given})[0].k == (3, 5)
+    assert settings_of({"k": given}).k == (3, 5)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +112,7 @@ def test_several_values_on_the_command_line(given: str) -> None:
 )
 def test_numbers_out_of_range(given: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(given))):
-        build("knn", knn.Settings, given)
+        settings_of(given)
 
 
 @pytest.mark.parametrize("piece", [1, 100, 10**6])

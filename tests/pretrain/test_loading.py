@@ -17,9 +17,10 @@ from context_pred.data.collection import Collection, Files, collect
 from context_pred.errors import ImageError
 from context_pred.patches import GridPatchSampler, RandomPairSampler
 from context_pred.pretrain import loading
-from context_pred.pretrain.loading import MicroBatch, WorkerError, load
+from context_pred.pretrain.loading import MicroBatch, load
 from context_pred.pretrain.prepare import ImageOptions, Preparation
 from context_pred.training import keys
+from context_pred.training.examples import WorkerError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine's cores
 
