@@ -27,7 +27,7 @@ from .labelled import LabelledImages
 from .sources import Source
 
 PROTOCOLS: dict[str, str] = {"svm": "svm", "low-shot-svm": "low_shot", "knn": "knn"}
-"""Name → module, which has NAME, Settings and run(job), and where it differs from the frozen protocols:
+"""Name → module, which has NAME, Settings (or settings_of(variant)) and run(job), and where it differs from svm:
 
 LAYERS ("all", "last", "none") or usual_layers(settings); DRAWS = False: nothing is drawn; VARIANTS: its rows, as
 layouts of data name them; defaults(variant, given): other defaults of Settings; TRAINS = True: networks only;
@@ -146,13 +146,14 @@ def _plan(
     layers: str | Sequence[str] | None,
     seeds: tuple[int, ...],
 ) -> _Plan:
-    kind, data_kind = module.Settings, getattr(module, "DataOptions", labelled.DataOptions)
-    options = settings.part(protocol, (kind, data_kind), data_kind, given)
+    data_kind = getattr(module, "DataOptions", labelled.DataOptions)
+    options = settings.part(protocol, data_kind, settings.of_kind(data_kind, given))
     is_path = isinstance(data, (str, Path))
     read = getattr(module, "read", labelled.read)(data, options) if is_path else data
     row = _variant(protocol, module, variant, read)
+    kind = module.settings_of(row) if hasattr(module, "settings_of") else module.Settings
     usual = module.defaults(row, given or {}) if hasattr(module, "defaults") else {}
-    chosen = settings.part(protocol, (kind, data_kind), kind, {**usual, **(given or {})})
+    chosen = settings.part(protocol, kind, {**usual, **(given or {})}, also=data_kind)
     source = sources.find(model, seeds[0])
     if getattr(module, "TRAINS", False) and source.kind in sources.FIXED:
         raise InvalidInputError(f"model={source.name!r}: {protocol} trains a network; accepted: a model or random:…")

@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from context_pred import tables
 from context_pred.errors import InvalidInputError, unknown
 
 
-def part(protocol: str, kinds: Sequence[type], kind: type, given: Mapping[str, Any] | None) -> Any:
-    """Make one of a protocol's kinds of options from what was given for all.
+def part(protocol: str, kind: type, given: Mapping[str, Any] | None, also: type | None = None) -> Any:
+    """Make options, a frozen dataclass, of what was given.
 
     Args:
         protocol: The protocol's name, for errors.
-        kinds: Frozen dataclasses that share the options: its Settings, and those of its data.
-        kind: The one to make.
+        kind: What to make: a protocol's Settings, or the options of its data.
         given: {option: value}; a text is read as the command line gives it (TOML, a bare word; ``1,2`` where several
             values are asked for).
+        also: Another kind whose options may be among those given; they are passed over.
 
     Raises:
-        UnknownNameError: an option that none has; the nearest are named.
+        UnknownNameError: an option that neither has; the nearest are named.
         InvalidInputError: a value of the wrong type or out of its range.
     """
     hints = typing.get_type_hints(kind)
+    others = _names(also) if also is not None else []
     values: dict[str, Any] = {}
     for name, value in (given or {}).items():
-        if not any(name in _names(own) for own in kinds):
-            raise unknown(f"option of {protocol}", name, [name for own in kinds for name in _names(own)])
-        if name in _names(kind):
+        if name in hints:
             values[name] = _read(value, hints[name], f"--set {name}")
+        elif name not in others:
+            raise unknown(f"option of {protocol}", name, [*_names(kind), *others])
     return tables.build(kind, values, f"{protocol} with --set")
+
+
+def of_kind(kind: type, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return those of the options given that a kind has."""
+    return {name: value for name, value in (given or {}).items() if name in _names(kind)}
 
 
 def _names(kind: type) -> list[str]:

@@ -27,7 +27,7 @@ def by_hand(bank: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, 
 
 
 def settings_of(given: dict[str, Any] | None) -> Any:
-    return part("knn", (knn.Settings, DataOptions), knn.Settings, given)
+    return part("knn", knn.Settings, given, also=DataOptions)
 
 
 @pytest.mark.parametrize("memory", [10**9, 12_000, 3_000])  # one block; several; a few rows each
