@@ -15,6 +15,9 @@ from .published import of_model
 
 Figure = Measurement | Published
 
+BARS = ("class", "position")
+"""Settings whose values are drawn as bars, one a value, beside that of all."""
+
 
 def draw(result: Result, path: Path) -> None:
     """Draw a result to a PNG file.
@@ -25,6 +28,10 @@ def draw(result: Result, path: Path) -> None:
     """
     backend = need("matplotlib.backends.backend_agg", "The plot")
     figures = need("matplotlib.figure", "The plot")
+    parts = [key for key in BARS if any(key in m.at for m in result.measured)]
+    if parts:
+        _bars(result, parts[0], path)
+        return
     metrics = list(dict.fromkeys(m.metric for m in result.measured))
     figure = figures.Figure(figsize=(max(5.2, 4.2 * len(metrics)), 4.2), layout="constrained")
     backend.FigureCanvasAgg(figure)
@@ -45,6 +52,41 @@ def draw(result: Result, path: Path) -> None:
     figure.suptitle(f"{result.protocol}: {result.ran_on.get('model', '')} on {data}", fontsize=11)
     with storing(path):
         figure.savefig(path, dpi=120, format="png")
+
+
+def _bars(result: Result, key: str, path: Path) -> None:
+    """Draw a bar a class (or position) for each metric that has any; lines for the figure of all and the published."""
+    from matplotlib.figure import Figure as Canvas
+
+    by_metric = {m.metric: [one for one in result.measured if one.metric == m.metric and key in one.at]
+                 for m in result.measured}  # fmt: skip
+    by_metric = {metric: mine for metric, mine in by_metric.items() if mine}
+    longest = max(len(mine) for mine in by_metric.values())
+    figure = Canvas(figsize=(max(5.2, 4.6 * len(by_metric)), max(2.6, 1.4 + 0.26 * longest)), layout="constrained")
+    panels = figure.subplots(1, len(by_metric), squeeze=False)[0]
+    for panel, (metric, mine) in zip(panels, by_metric.items(), strict=True):
+        values, spreads = [100 * m.value for m in mine], [100 * (m.spread or 0) for m in mine]
+        panel.barh([str(m.at[key]) for m in mine], values, xerr=spreads if any(spreads) else None, color=_color(0))
+        panel.invert_yaxis()
+        for whole in (m for m in result.measured if key not in m.at and _means(m.metric, metric)):
+            panel.axvline(100 * whole.value, color="black", label=f"{whole.metric} {100 * whole.value:.1f}")
+        of_all = [p for p in result.published if key not in p.at and _means(p.metric, metric)]
+        for number, known in enumerate(of_model(of_all, str(result.ran_on.get("file", "")))):
+            label = f"published {100 * known.value:.1f} ({known.data or known.source})"
+            panel.axvline(100 * known.value, color=_color(number + 1), ls="--", label=label)
+        panel.set_xlim(left=0)
+        panel.set_xlabel(f"{metric} %")
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    data = result.ran_on.get("data", {}).get("name", "")
+    figure.suptitle(f"{result.protocol}: {result.ran_on.get('model', '')} on {data}", fontsize=11)
+    with storing(path):
+        figure.savefig(path, dpi=120, format="png")
+
+
+def _means(whole: str, part: str) -> bool:
+    """Tell whether one metric is the mean over classes of the other: mIoU of IoU, mAP of AP."""
+    return whole in (part, f"m{part}")
 
 
 def _panel(panel: Any, measured: Sequence[Measurement], published: Sequence[Published]) -> None:

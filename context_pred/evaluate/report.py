@@ -18,6 +18,9 @@ FILES = ("result.json", "result.md", "plot.png")
 
 At = tuple[tuple[str, float | str], ...]
 
+_ALL = {"class": "all", "position": "all"}
+"""What a table says where a figure is not of one class, but of all."""
+
 
 def write(result: Result, out: Path) -> None:
     """Write result.json, result.md and plot.png into a folder; raises StorageError where that fails."""
@@ -85,7 +88,7 @@ def _measured(result: Result, notes: list[str]) -> str:
         head += [f"{metric} %", "published %"]
     rows = []
     for (layer, at), found in cells.items():
-        row = [layer, *(_shown(dict(at)[key]) if key in dict(at) else "" for key in keys)]
+        row = [layer, *(_shown(dict(at)[key]) if key in dict(at) else _ALL.get(key, "") for key in keys)]
         for metric in metrics:
             row += (
                 [_value(found[metric], result), _beside(found[metric], result, notes)] if metric in found else ["", ""]
@@ -192,6 +195,8 @@ def ran_on(result: Result) -> str:
             f"({transform['resampling']}), {transform['channel_order'].upper()}, mean "
             f"{_numbers(transform['mean'])}, std {_numbers(transform['std'])}; pooling {ran.get('pool', '')}."
         )
+    if ran.get("images"):
+        lines.append(f"Images: {ran['images']}")
     if ran.get("digest"):
         whose = f" (of seed {ran['seeds'][0]})" if str(ran["model"]).startswith("random:") else ""
         lines.append(f"Model: {ran['model']}, backbone's SHA-256 {ran['digest'][:16]}…{whose}.")
