@@ -26,12 +26,19 @@ from .job import Job, Measurement, Result
 from .labelled import LabelledImages
 from .sources import Source
 
-PROTOCOLS: dict[str, str] = {"svm": "svm", "low-shot-svm": "low_shot", "knn": "knn"}
+PROTOCOLS: dict[str, str] = {
+    "svm": "svm",
+    "low-shot-svm": "low_shot",
+    "knn": "knn",
+    "linear": "linear",
+    "segmentation": "segmentation",
+}
 """Name → module, which has NAME, Settings (or settings_of(variant)) and run(job), and where it differs from svm:
 
-LAYERS ("all", "last", "none") or usual_layers(settings); DRAWS = False: nothing is drawn; VARIANTS: its rows, as
-layouts of data name them; defaults(variant, given): other defaults of Settings; TRAINS = True: networks only;
-DataOptions and read(folder, options): its data, with ``described()``, ``every_file()`` and ``without(damaged)``.
+LAYERS ("all", "all but first", "last", "none") or usual_layers(settings); DRAWS = False: nothing is drawn; VARIANTS:
+its rows, as layouts of data name them; defaults(variant, given): other defaults of Settings; TRAINS = True: networks
+only, and with skip_damaged every file is opened first, as where opens_every_file(settings) says so; DataOptions and
+read(folder, options): its data, with ``described()``, ``every_file()`` and ``without(damaged)``.
 """
 
 KEPT = "What was computed is kept; the same command goes on."
@@ -175,7 +182,8 @@ def _measured(plan: _Plan, model: Any, place: Path, common: dict[str, Any]) -> R
     results: list[Result] = []
     record: dict[str, Any] = {}
     read, first = plan.data, plan.source
-    if plan.options.skip_damaged and getattr(plan.module, "TRAINS", False):
+    opens = getattr(plan.module, "opens_every_file", lambda settings: getattr(plan.module, "TRAINS", False))
+    if plan.options.skip_damaged and opens(plan.settings):
         found = trained.damaged(read.every_file(), common["ranks"])
         read = read.without(found) if found else read
     transform = quirks.transform_of(first.model.transform, first.file, plan.protocol)
@@ -251,6 +259,8 @@ def _layers(protocol: str, source: Source, layers: str | Sequence[str] | None, u
             raise InvalidInputError(f"layers={layers!r}, but {protocol} uses the whole backbone; leave it out.")
         return ()
     if layers is None or (not isinstance(layers, str) and not layers):
+        if usual == "all but first":
+            return source.layers[1:] or source.layers
         return source.layers[-1:] if usual == "last" else source.layers
     return source.chosen([layers] if isinstance(layers, str) else layers)
 
@@ -300,7 +310,7 @@ def merge(results: Sequence[Result], seeds: Sequence[int]) -> Result:
         }
         for seed, result in zip(seeds, results, strict=True)
     ]
-    notes = results[0].details.get("notes")
+    notes = list(dict.fromkeys(note for result in results for note in result.details.get("notes", ())))
     details = {"by_seed": by_seed, **({"notes": notes} if notes else {})}
     return dataclasses.replace(results[0], measured=measured, best=best, details=details)
 

@@ -27,7 +27,7 @@ from context_pred.extract.work import digest_of_files
 from .job import Job
 from .sources import Source
 
-Resampling = Literal["pillow", "opencv"]
+Resampling = Literal["pillow", "opencv", "bicubic"]
 
 _PIECE = 4 << 20  # bytes of a mapped file read at once
 _NAMED = 10  # damaged files that an error names
@@ -56,10 +56,11 @@ class Preprocessing:
         squash: True: the shorter side to ``resize``, then the whole image squashed to the square (VOC SVMs). False:
             the shorter side to ``resize``, then the centre cut out.
         resize: The shorter side, in px; None: ``size`` · 8 / 7, which is 256 for 224.
-        resampling: "pillow": bilinear with antialiasing, as mmselfsup 0.x; "opencv": bilinear without, as its 1.x.
+        resampling: "pillow": bilinear with antialiasing, as mmselfsup 0.x; "opencv": bilinear without, as its 1.x;
+            "bicubic": with antialiasing, as 1.x in the linear protocol; only with a centre.
 
     Raises:
-        InvalidInputError: a size below 1, or a centre larger than the resized side.
+        InvalidInputError: a size below 1, a centre larger than the resized side, or a bicubic squash.
     """
 
     size: int = 224
@@ -73,6 +74,8 @@ class Preprocessing:
             raise InvalidInputError(f"size = {self.size}: accepted is 1 px or more.")
         if self.resize is not None and self.resize < (1 if self.squash else self.size):
             raise InvalidInputError(f"resize = {self.resize}: accepted is the size, {self.size} px, or more.")
+        if self.squash and self.resampling == "bicubic":
+            raise InvalidInputError("resampling = 'bicubic': accepted for squashed images are 'pillow' and 'opencv'.")
 
     def transform(self, own: EvalTransform) -> ProtocolTransform:
         """Make the transform for a model whose own is ``own``."""
@@ -103,6 +106,12 @@ class ProtocolTransform(EvalTransform):
             side = [self.crop, self.crop]
             cut: Tensor = F.resize(pixels, side, antialias=False) if self.squash else F.center_crop(pixels, side)
             return cut
+        if self.resampling == "bicubic" and not (isinstance(image, Image.Image) and _very_long(image)):
+            image = self._channels(image) if isinstance(image, Image.Image) else image
+            resized = F.resize(image, [self.resize], F.InterpolationMode.BICUBIC, antialias=True)
+            centre = F.center_crop(resized, [self.crop, self.crop])
+            middle: Tensor = F.pil_to_tensor(centre) if isinstance(centre, Image.Image) else centre
+            return middle
         if not self.squash:
             return super().cut(image)
         if isinstance(image, Image.Image):
@@ -111,9 +120,13 @@ class ProtocolTransform(EvalTransform):
         return resize(resize(image, self.resize), (self.crop, self.crop))
 
     def _squash_pillow(self, image: Image.Image) -> Image.Image:
-        if max(image.size) < _VERY_LONG * min(image.size):  # a panorama would be enlarged to gigabytes on its way
+        if not _very_long(image):  # a panorama would be enlarged to gigabytes on its way
             image = F.resize(image, [self.resize], antialias=True)
         return image.resize((self.crop, self.crop), Image.Resampling.BILINEAR)
+
+
+def _very_long(image: Image.Image) -> bool:
+    return max(image.size) >= _VERY_LONG * min(image.size)
 
 
 def of_split(job: Job, split_name: str, layer: str, preprocessing: Preprocessing, pool: str) -> NDArray[np.float32]:
@@ -141,6 +154,13 @@ def of_split(job: Job, split_name: str, layer: str, preprocessing: Preprocessing
     damaged = {path: reason for path, reason in summary.errors.items() if Path(path) in kept}
     if damaged:
         raise DamagedImagesError(damaged)
+    note(job, transform, pool)
+    array: NDArray[np.float32] = extract.load(out)[1][layer]  # type: ignore[assignment]  # one file, no shards
+    return array
+
+
+def note(job: Job, transform: ProtocolTransform, pool: str) -> None:
+    """Record what images and maps went through, for the result."""
     job.record["transform"] = {
         "size": transform.crop,
         "resize": transform.resize,
@@ -151,8 +171,6 @@ def of_split(job: Job, split_name: str, layer: str, preprocessing: Preprocessing
         "std": list(transform.std),
     }
     job.record["pool"] = pool
-    array: NDArray[np.float32] = extract.load(out)[1][layer]  # type: ignore[assignment]  # one file, no shards
-    return array
 
 
 def _place(

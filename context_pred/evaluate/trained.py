@@ -52,6 +52,7 @@ class Training:
         checkpoint_every: Steps between two checkpoints.
         evaluate: Called with the steps made, every ``evaluate_every`` steps and not at the end.
         evaluate_every: 0: never.
+        evaluate_epochs: The same, counted in epochs.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Training:
     checkpoint_every: int = 200
     evaluate: Callable[[int], None] | None = None
     evaluate_every: int = 0
+    evaluate_epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ def _take(
 ) -> tuple[float, int]:
     """Take the steps that are left; return seconds and images over all resumes."""
     ranks, total, folder = job.ranks, loop.rates.steps, job.out / work.name
+    evaluate_every = work.evaluate_every or work.evaluate_epochs * order.steps_per_epoch
     lead = ranks.rank == 0
     log = None
     if lead:
@@ -161,7 +164,7 @@ def _take(
         )  # fmt: skip
 
     def between(done: int) -> bool:
-        if work.evaluate is not None and work.evaluate_every and done < total and done % work.evaluate_every == 0:
+        if work.evaluate is not None and evaluate_every and done < total and done % evaluate_every == 0:
             loop.share_statistics()
             loop.model.eval()
             work.evaluate(done)

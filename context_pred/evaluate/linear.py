@@ -1,0 +1,415 @@
+"""Linear classifiers on the frozen maps of each layer, all trained together (protocol ``linear``).
+
+With ``pool = "gap"`` one linear layer on the mean over positions of the last layer. Sources: METHOD C4–C7, Q13, Q16;
+mmselfsup 0.x ``configs/benchmarks/classification``, after Zhang et al. (ECCV 2016) and Goyal et al. (ICCV 2019); for
+the mean over positions He et al. (CVPR 2020).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from context_pred.errors import InvalidInputError
+from context_pred.training.examples import Examples
+from context_pred.training.loop import PRECISIONS
+from context_pred.training.rates import StepRates
+
+from . import features, sources
+from .augment import Augmentation, Batch, Crop, Interpolation, Lighting, TestImages, TrainImages, collate, prepared
+from .feature_batches import FeatureBatch, FeatureRows
+from .features import Preprocessing
+from .heads import Frozen, Heads, SumOfLosses, accuracies
+from .job import Job, Measurement, Result
+from .kept import Kept, digest
+from .settings import bytes_of
+from .trained import Training, device_of, identity_of, measured_batches, train
+
+NAME = "linear"
+VARIANTS = ("imagenet", "places205", "inat18")
+
+_TEST_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every number of the protocol; as they stand here, ImageNet's with all layers (METHOD C4, 0.x).
+
+    Args:
+        pool: "grid": each layer's map pooled to a grid (about 9,000 values of a ResNet-50). "gap": the mean over
+            positions, of the last layer.
+        version: "0.x" or "1.x" of mmselfsup, from which the other defaults follow.
+        augment: "full": images are decoded and cut anew in every epoch, as published. "none": features of the test's
+            preprocessing are computed once, kept, and read in every epoch. "auto": "full" for a network, "none" for
+            pixels and HOG.
+        epochs: Passes over the images.
+        milestones: Epochs after which the learning rate falls.
+        factor: What it is then multiplied by.
+        batch: Images a step.
+        per_device: Images that batch norm sees together; 0: the whole batch.
+        learning_rate: At the start.
+        momentum: Of SGD.
+        nesterov: Whether it is Nesterov's.
+        weight_decay: Of the linear layers.
+        init_std: Standard deviation of their random weights.
+        norm: Whether batch norm without scale and shift comes first.
+        norm_momentum: Of its running statistics.
+        size: Side of the square that the network sees.
+        resize: The shorter side before the centre is cut out; 0: 8 / 7 of the size.
+        resampling: Of crops and of the test's resizing: "pillow" is bilinear, "bicubic"; both antialiased.
+        crop: Of training images; see ``Augmentation``, as for those that follow.
+        scale: Shares of the area that a crop has.
+        ratio: Width over height that it has.
+        flip: Probability of left and right changing places.
+        jitter: Brightness, contrast, saturation, hue.
+        lighting: Standard deviation of the colour components' shares.
+        lighting_on: "float" or "uint8".
+        evaluate_every: Epochs between two evaluations; 0: at the end alone.
+        memory: Bound of stored features in memory (``augment = "none"``), as "1GB".
+        precision: "float32", or "bfloat16" for autocast.
+
+    Raises:
+        InvalidInputError: a number out of its range.
+    """
+
+    pool: Literal["grid", "gap"] = "grid"
+    version: Literal["0.x", "1.x"] = "0.x"
+    augment: Literal["auto", "full", "none"] = "auto"
+    epochs: int = 90
+    milestones: tuple[int, ...] = (30, 60)
+    factor: float = 0.1
+    batch: int = 256
+    per_device: int = 0
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 1e-4
+    init_std: float = 0.01
+    norm: bool = True
+    norm_momentum: float = 0.1
+    size: int = 224
+    resize: int = 0
+    resampling: Interpolation = "pillow"
+    crop: Crop = "resized"
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.0)
+    lighting: float = 0.1
+    lighting_on: Lighting = "float"
+    evaluate_every: int = 10
+    memory: str = "1GB"
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_schedule(self.epochs, self.batch, self.per_device, self.evaluate_every)
+        if self.learning_rate <= 0 or self.momentum < 0 or self.weight_decay < 0 or self.init_std < 0:
+            raise InvalidInputError(
+                f"learning_rate = {self.learning_rate}, momentum = {self.momentum}, weight_decay = "
+                f"{self.weight_decay}, init_std = {self.init_std}: accepted is a rate above 0, the others from 0 up."
+            )
+        if self.nesterov and not self.momentum:
+            raise InvalidInputError("nesterov needs a momentum above 0; accepted without: nesterov = false.")
+        bytes_of(self.memory)
+        self.preprocessing()
+        self.augmentation("rgb", 3)
+
+    def preprocessing(self) -> Preprocessing:
+        """Return how test images, and those of stored features, become the network's input."""
+        return Preprocessing(self.size, resize=self.resize or None, resampling=self.resampling)
+
+    def augmentation(self, channel_order: str, channels: int) -> Augmentation:
+        """Return how training images do."""
+        names = ("size", "crop", "scale", "ratio", "flip", "jitter", "lighting", "lighting_on")
+        return Augmentation(
+            **{name: getattr(self, name) for name in names},
+            resize=self.resize or round(self.size * 8 / 7),
+            interpolation=self.resampling,
+            channel_order=channel_order,
+            channels=channels,
+        )
+
+
+def check_schedule(epochs: int, batch: int, per_device: int, evaluate_every: int) -> None:
+    """Raise InvalidInputError where a number of a training is out of its range."""
+    if epochs < 1 or batch < 1:
+        raise InvalidInputError(f"epochs = {epochs}, batch = {batch}: accepted is 1 or more.")
+    if per_device < 0 or (per_device and batch % per_device):
+        raise InvalidInputError(f"per_device = {per_device}: accepted is what divides the batch of {batch}, or 0.")
+    if evaluate_every < 0:
+        raise InvalidInputError(f"evaluate_every = {evaluate_every}: accepted is 0 (at the end alone) or more.")
+
+
+_PLAIN = {"jitter": (0.0, 0.0, 0.0, 0.0), "lighting": 0.0}
+_ROWS: dict[str, dict[str, Any]] = {
+    "imagenet": {},
+    "places205": {"epochs": 28, "milestones": (7, 14, 21), "crop": "window", **_PLAIN},
+    "inat18": {"epochs": 84, "milestones": (24, 48, 72), **_PLAIN},
+}
+_GAP: dict[str, Any] = {
+    "epochs": 100, "milestones": (60, 80), "learning_rate": 30.0, "nesterov": False, "weight_decay": 0.0,
+    "norm": False, "evaluate_every": 1, **_PLAIN,
+}  # fmt: skip
+_LATER = {"resampling": "bicubic", "milestones": (60, 80), "lighting_on": "uint8", "evaluate_every": 1}
+
+
+def defaults(variant: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where a row's settings differ from ImageNet's; milestones stand at the same shares of other epochs.
+
+    Raises:
+        InvalidInputError: version "1.x" of a row whose upstream settings do not run.
+    """
+    gap, later = given.get("pool") == "gap", given.get("version") == "1.x"
+    if later and not gap and variant != "imagenet":
+        raise InvalidInputError(
+            f"version = '1.x' with variant {variant}: mmselfsup 1.x's file for it does not run; accepted is '0.x'."
+        )
+    found = dict(_GAP if gap else _LATER if later else _ROWS[variant or "imagenet"])
+    epochs = _whole(given.get("epochs"))
+    if epochs and "milestones" not in given:
+        usual = Settings(**found)
+        scaled = (round(milestone * epochs / usual.epochs) for milestone in usual.milestones)
+        found["milestones"] = tuple(milestone for milestone in scaled if milestone)
+    return found
+
+
+def _whole(value: Any) -> int:
+    return int(value) if str(value or "").strip().isdecimal() else 0
+
+
+def usual_layers(settings: Settings) -> str:
+    """All layers; with "gap" the last; mmselfsup 1.x has no head on the stem."""
+    if settings.pool == "gap":
+        return "last"
+    return "all but first" if settings.version == "1.x" else "all"
+
+
+def opens_every_file(settings: Settings) -> bool:
+    """Tell whether damaged images must be looked for before the training."""
+    return settings.augment != "none"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the heads learn from and are measured with: images through a frozen network, or stored features.
+
+    Attributes:
+        shapes: {layer: shape of one image's pooled map}.
+        examples: Of training.
+        collate: From examples to a batch.
+        tests: Of the test.
+        collate_tests: Likewise.
+        pooled: From a batch of either to pooled maps and classes, on the device.
+        test_batch: Images of the test at once.
+        job: With as many loading processes as these examples need.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    examples: Examples
+    collate: Callable[[list[Any]], Any]
+    tests: Examples
+    collate_tests: Callable[[list[Any]], Any]
+    pooled: Callable[[Any], tuple[dict[str, Tensor], Tensor]]
+    test_batch: int
+    job: Job
+
+
+def run(job: Job) -> Result:
+    """Train the heads of the job's layers, and measure them after the last epoch; the best layer is named."""
+    settings: Settings = job.settings
+    inputs = _features(job) if _stored(job) else _images(job)
+    curve = fit(inputs, settings)
+    at: dict[str, float | str] = {"pool": "gap"} if settings.pool == "gap" else {}
+    last = curve[-1]["layers"]
+    measured = tuple(
+        Measurement(metric, last[layer][metric], layer, at) for layer in job.layers for metric in ("top-1", "top-5")
+    )
+    best = max((one for one in measured if one.metric == "top-1"), key=lambda one: one.value)
+    return Result(NAME, job.variant, measured, best=best, details={"curve": curve, "notes": _notes(job)})
+
+
+def _stored(job: Job) -> bool:
+    """Tell whether features are computed once and kept.
+
+    Raises:
+        InvalidInputError: pixels or HOG, and images anew in every epoch.
+    """
+    settings: Settings = job.settings
+    fixed = job.source.kind in sources.FIXED
+    if fixed and settings.augment == "full":
+        raise InvalidInputError(
+            f"augment = 'full' with model {job.source.name}: accepted is 'none', since pixels and HOG are stored once."
+        )
+    return fixed or settings.augment == "none"
+
+
+def _notes(job: Job) -> list[str]:
+    settings: Settings = job.settings
+    notes = []
+    if _stored(job):
+        notes.append("Heads trained on stored features of images that were not augmented.")
+    if settings.norm and job.ranks.count > 1 and device_of(job).type == "cpu":
+        notes.append(f"Batch norm saw the batch in {job.ranks.count} parts, one a process, not whole.")
+    return notes
+
+
+def _images(job: Job) -> Inputs:
+    """Images decoded and cut anew in every epoch, through the frozen network."""
+    settings: Settings = job.settings
+    own, device, data = job.preprocessing, device_of(job), job.data
+    test = settings.preprocessing().transform(own)
+    features.note(job, test, settings.pool)
+    frozen = Frozen(job.source.model.backbone, job.layers, settings.pool, device)
+
+    def pooled(batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        images, classes = prepared(batch, own, device)
+        return frozen(images), classes
+
+    return Inputs(
+        shapes=frozen.shapes(own.in_channels, settings.size),
+        examples=TrainImages(
+            data.train.files, data.train.single, settings.augmentation(own.channel_order, own.in_channels)
+        ),
+        collate=collate,
+        tests=TestImages(data.test.files, data.test.single, test),
+        collate_tests=collate,
+        pooled=pooled,
+        test_batch=min(settings.batch, _TEST_BATCH),
+        job=job,
+    )
+
+
+def _features(job: Job) -> Inputs:
+    """Features of the test's preprocessing, computed once and read from their files."""
+    settings: Settings = job.settings
+    stored = [
+        {layer: job.features(name, layer, settings.preprocessing(), settings.pool) for layer in job.layers}
+        for name in ("train", "test")
+    ]
+    return of_features(job, FeatureRows(stored[0], job.data.train.single), FeatureRows(stored[1], job.data.test.single))
+
+
+def of_features(job: Job, rows: FeatureRows, tests: FeatureRows) -> Inputs:
+    """Return what to learn from and measure with of stored features.
+
+    Raises:
+        InvalidInputError: a batch does not fit into the memory that the settings allow.
+    """
+    settings: Settings = job.settings
+    device, memory = device_of(job), bytes_of(settings.memory)
+    batch = min(settings.batch, len(rows))
+    rows.check(-(-batch // job.ranks.count), memory)
+
+    def pooled(batch: FeatureBatch) -> tuple[dict[str, Tensor], Tensor]:
+        found, classes = batch
+        return {layer: one.to(device, non_blocking=True) for layer, one in found.items()}, classes.to(device)
+
+    return Inputs(
+        shapes=rows.shapes,
+        examples=rows,
+        collate=rows.collate,
+        tests=tests,
+        collate_tests=tests.collate,
+        pooled=pooled,
+        test_batch=max(1, min(_TEST_BATCH, tests.rows_within(memory))),
+        job=dataclasses.replace(job, workers=0),  # a batch from another process would be a copy more
+    )
+
+
+def fit(inputs: Inputs, settings: Settings) -> list[dict[str, Any]]:
+    """Train, with evaluations in between; every evaluation is kept as soon as it is made.
+
+    Returns:
+        [{"epoch", "layers": {layer: {"top-1", "top-5"}}}], the last after the last epoch.
+    """
+    job, classes = inputs.job, len(inputs.job.data.classes)
+    heads = Heads(
+        inputs.shapes,
+        classes,
+        norm_momentum=settings.norm_momentum if settings.norm else None,
+        init_std=settings.init_std,
+        seed=job.seed,
+    )
+    identity = _identity(job, inputs.shapes)
+    kept = Kept(job.out / NAME / "curve.jsonl", digest(identity))
+    known: dict[int, Any] = job.ranks.lead(lambda: {epoch: kept[epoch,] for epoch in _epochs(settings, kept)})
+
+    def measure(epoch: int) -> None:
+        outputs = _outputs(inputs, heads)
+        found = accuracies(outputs, heads.layers, job.ranks)
+        known[epoch] = {layer: dict(zip(("top-1", "top-5"), pair, strict=True)) for layer, pair in found.items()}
+        if job.ranks.rank == 0:
+            kept.keep((epoch,), known[epoch])
+
+    if settings.epochs not in known:
+        per_epoch = [1]  # steps, as the loop counts them
+
+        def rates(steps: int) -> StepRates:
+            per_epoch[0] = steps
+            return step_rates(settings.learning_rate, settings.epochs, settings.milestones, settings.factor, steps)
+
+        train(
+            job,
+            Training(
+                NAME,
+                heads,
+                SumOfLosses(inputs.pooled),
+                partial(optimizer, settings),
+                rates,
+                inputs.examples,
+                inputs.collate,
+                settings.batch,
+                identity,
+                per_device=settings.per_device,
+                sync_batch_norm=settings.norm,
+                precision=settings.precision,
+                evaluate=lambda done: measure(done // per_epoch[0]),
+                evaluate_epochs=settings.evaluate_every,
+            ),
+        )
+        measure(settings.epochs)
+    return [{"epoch": epoch, "layers": known[epoch]} for epoch in sorted(known)]
+
+
+def _epochs(settings: Settings, kept: Kept) -> list[int]:
+    return [epoch for epoch in range(1, settings.epochs + 1) if (epoch,) in kept]
+
+
+def step_rates(base: float, epochs: int, milestones: tuple[int, ...], factor: float, per_epoch: int) -> StepRates:
+    """Return the schedule of so many epochs of so many steps."""
+    return StepRates(base, epochs * per_epoch, tuple(milestone * per_epoch for milestone in milestones), factor)
+
+
+def optimizer(settings: Settings, heads: nn.Module) -> torch.optim.Optimizer:
+    """Make the heads' optimiser; the batch norms have nothing to learn."""
+    return torch.optim.SGD(
+        heads.parameters(),
+        settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def _outputs(inputs: Inputs, heads: nn.Module) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    settings, device = inputs.job.settings, device_of(inputs.job)
+    low = torch.autocast(device.type, PRECISIONS[settings.precision], enabled=settings.precision != "float32")
+    for _, batch in measured_batches(inputs.job, inputs.tests, inputs.collate_tests, inputs.test_batch):
+        with torch.no_grad(), low:
+            maps, classes = inputs.pooled(batch)
+            yield heads(maps), classes
+
+
+def _identity(job: Job, shapes: Mapping[str, Any]) -> str:
+    """Tell this training from one of other images, labels, weights or settings."""
+    files = job.data.every_file()
+    labels = [digest(split.single) for split in (job.data.train, job.data.test)]
+    learned = dataclasses.replace(job.settings, memory="1GB", evaluate_every=0)
+    return identity_of(files, labels, job.source.name, job.source.digest, job.preprocessing, learned, dict(shapes))
