@@ -31,6 +31,8 @@ PROTOCOLS: dict[str, str] = {
     "low-shot-svm": "low_shot",
     "knn": "knn",
     "linear": "linear",
+    "semi-supervised": "semi_supervised",
+    "detection": "detection",
     "segmentation": "segmentation",
 }
 """Name → module, which has NAME, Settings (or settings_of(variant)) and run(job), and where it differs from svm:
