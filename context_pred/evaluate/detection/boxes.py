@@ -72,6 +72,7 @@ class BoxedImages:
         notes: What was found, in sentences to print.
         lacks: Of "voc2007": the sentence that names the missing VOC2012; "" where nothing is missing, or where
             ``years`` asked for 2007 alone.
+        categories: COCO's category ids in the order of the classes; () elsewhere.
     """
 
     name: str
@@ -81,6 +82,7 @@ class BoxedImages:
     test: tuple[BoxedImage, ...]
     notes: tuple[str, ...] = ()
     lacks: str = ""
+    categories: tuple[int, ...] = ()
 
     def described(self) -> dict[str, Any]:
         """Return what a result says of its data."""

@@ -68,7 +68,9 @@ def read(folder: Path, options: DataOptions) -> BoxedImages:
         f"{folder}: COCO layout, train2017 {len(train):,} images ({len(splits[0]) - len(train):,} without annotations "
         f"or below {SMALLEST} px were left out), val2017 {len(test):,}, {len(names)} classes."
     )
-    return BoxedImages(folder.name, "coco", tuple(names[one] for one in sorted(names)), train, test, (note,))
+    ids = tuple(sorted(names))
+    classes = tuple(names[one] for one in ids)
+    return BoxedImages(folder.name, "coco", classes, train, test, (note,), categories=ids)
 
 
 def _load(path: Path) -> Mapping[str, Any]:
