@@ -203,9 +203,9 @@ def ran_on(result: Result) -> str:
     if ran.get("settings"):
         lines.append("Settings: " + ", ".join(f"{key} = {_setting(v)}" for key, v in ran["settings"].items()) + ".")
     if "seeds" in ran:
-        lines.append(
-            f"Seeds: {', '.join(map(str, ran['seeds']))}. {ran.get('seconds', 0):.0f} s on {ran.get('device')}."
-        )
+        many = f", {ran['processes']} processes" if ran.get("processes", 1) > 1 else ""
+        seeds = ", ".join(map(str, ran["seeds"]))
+        lines.append(f"Seeds: {seeds}. This call: {ran.get('seconds', 0):.0f} s on {ran.get('device')}{many}.")
     if ran.get("versions"):
         lines.append("Versions: " + ", ".join(f"{name} {v}" for name, v in ran["versions"].items()) + ".")
     return "\n".join(f"- {line}" for line in lines)
