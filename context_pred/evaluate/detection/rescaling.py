@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from context_pred.errors import InvalidInputError
 from context_pred.training import keys
 
 from .._extra import need
@@ -39,7 +40,7 @@ TOLERANCE = 0.01
 """How far the logarithm of a layer's rate may lie from the common one when ``equalize`` ends: 1 %."""
 
 
-class _Reached(Exception):
+class _ReachedError(Exception):
     """The layer that was asked for has computed; nothing beyond it need run."""
 
 
@@ -50,7 +51,7 @@ def _watched(layer: nn.Module, see: Callable[[Tensor, Tensor], None], stop: bool
     def hook(_: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
         see(given[0], made)
         if stop:
-            raise _Reached
+            raise _ReachedError
 
     handle = layer.register_forward_hook(hook)
     try:
@@ -72,13 +73,19 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _reach(layer: nn.Module, forward: Forward, batches: Sequence[Any], see: Callable[[Tensor, Tensor], None]) -> None:
     with torch.no_grad(), _watched(layer, see, stop=True):
         for batch in batches:
-            with contextlib.suppress(_Reached):
+            with contextlib.suppress(_ReachedError):
                 forward(batch)
 
 
 def _flat(x: Tensor) -> Tensor:
     """(N, C, …) → (N · …, C)."""
     return x.flatten(2).transpose(1, 2).flatten(0, 1) if x.ndim > 2 else x
+
+
+def _bias(layer: Layer) -> Tensor:
+    if layer.bias is None:
+        raise InvalidInputError(f"{layer}: accepted are layers with a bias.")
+    return layer.bias
 
 
 def moments(layer: Layer, forward: Forward, batches: Sequence[Any]) -> tuple[Tensor, Tensor]:
@@ -109,6 +116,9 @@ def normalize(
         forward: Runs the model on a batch.
         batches: Of real data.
         bias: The mean; magic_init's command has .1 by default.
+
+    Raises:
+        InvalidInputError: a layer without a bias.
     """
     with _evaluating(model):
         for layer in layers:
@@ -116,16 +126,17 @@ def normalize(
             std = torch.where(std > 1e-6 * (1 + mean.abs()), std, torch.ones_like(std))  # a dead channel
             with torch.no_grad():
                 layer.weight.div_(std.view(-1, *[1] * (layer.weight.ndim - 1)))
-                assert layer.bias is not None
-                layer.bias.copy_((layer.bias.double() - mean) / std + bias)
+                shift = _bias(layer)
+                shift.copy_((shift.double() - mean) / std + bias)
 
 
 def patches(layer: Layer, x: Tensor) -> Tensor:
     """What a layer multiplies its weights with: (rows, inputs), a row for each place that it computes."""
     if isinstance(layer, nn.Linear):
         return x.flatten(0, -2)
-    assert layer.groups == 1 and not isinstance(layer.padding, str)
-    unfolded = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    if layer.groups > 1 or isinstance(layer.padding, str):
+        raise InvalidInputError(f"{layer}: accepted are convolutions of one group with their padding in px.")
+    unfolded: Tensor = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     return unfolded.transpose(1, 2).flatten(0, 1)
 
 
@@ -145,16 +156,26 @@ def kmeans_weights(rows: Tensor, channels: int, seed: int) -> Tensor:
     if len(rows) < channels:
         return torch.randn(channels, rows.shape[1], generator=torch.Generator().manual_seed(seed)).to(rows)
     rows = rows - rows.mean(0)
-    values, vectors = torch.linalg.eigh(rows.T @ rows)
-    values, vectors = values[-channels:], vectors[:, -channels:]
+    values, vectors = _components(rows, channels)
     scales = torch.where(values >= 1e-6, (values + EPSILON).rsqrt(), torch.zeros_like(values))
     back = vectors * scales
     white = F.normalize(rows @ back, dim=1)
     means = cluster.MiniBatchKMeans(
         channels, init="random", n_init=1, batch_size=min(len(white), 10 * channels), random_state=seed % 2**32
     )
-    centres = means.fit(white.cpu().numpy()).cluster_centers_
-    return torch.from_numpy(np.asarray(centres, np.float32)).to(rows) @ back.T
+    centres = torch.from_numpy(np.asarray(means.fit(white.cpu().numpy()).cluster_centers_, np.float32))
+    weights: Tensor = centres.to(rows) @ back.T
+    return weights
+
+
+def _components(rows: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues of rowsᵀ rows, at the most so many, and their vectors as columns (inputs, most)."""
+    if len(rows) >= rows.shape[1]:
+        values, vectors = torch.linalg.eigh(rows.T @ rows)
+        return values[-most:], vectors[:, -most:]
+    values, vectors = torch.linalg.eigh(rows @ rows.T)  # the smaller of the two has the same eigenvalues
+    values, vectors = values[-most:], vectors[:, -most:]
+    return values, F.normalize(rows.T @ vectors, dim=0)
 
 
 def initialize(
@@ -198,9 +219,10 @@ def initialize(
             rows = torch.cat(taken)
             enough.append(len(rows) >= len(layer.weight))
             with torch.no_grad():
-                layer.weight.copy_(kmeans_weights(rows, len(layer.weight), keys.seed(seed, number, 1)).view_as(layer.weight))
-                assert layer.bias is not None
-                layer.bias.zero_()
+                layer.weight.copy_(
+                    kmeans_weights(rows, len(layer.weight), keys.seed(seed, number, 1)).view_as(layer.weight)
+                )
+                _bias(layer).zero_()
             normalize(model, [layer], forward, batches)
     return enough
 
@@ -257,8 +279,7 @@ def equalize(
             scale = float(((found[number] - found.mean()) / 2).exp())
             with torch.no_grad():
                 layer.weight.mul_(scale)
-                assert layer.bias is not None
-                layer.bias.mul_(scale * size / sizes[number])
+                _bias(layer).mul_(scale * size / sizes[number])
             sizes[number] = size
     for layer, before in zip(layers, asked, strict=True):
         layer.weight.requires_grad_(before)
@@ -266,9 +287,7 @@ def equalize(
     return left
 
 
-def _input_sizes(
-    model: nn.Module, layers: Sequence[Layer], forward: Forward, batches: Sequence[Any]
-) -> list[float]:
+def _input_sizes(model: nn.Module, layers: Sequence[Layer], forward: Forward, batches: Sequence[Any]) -> list[float]:
     """Mean absolute value of what comes into each layer."""
     found = []
     with _evaluating(model):

@@ -20,23 +20,28 @@ ACCEPTED = ("contextnet", "contextnet-paper")
 CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 
 
-def without_batch_norm(layer: nn.Conv2d, norm: nn.Module | None) -> nn.Conv2d:
+def without_batch_norm(layer: nn.Conv2d, norm: nn.BatchNorm2d | None) -> nn.Conv2d:
     """Return a convolution that computes what a convolution and the batch norm after it compute in eval mode.
 
     Args:
         layer: With a bias or without.
-        norm: A batch norm with running statistics, with scale and shift or without; None: a copy is returned.
+        norm: With running statistics, with scale and shift or without; None: a copy is returned.
+
+    Raises:
+        InvalidInputError: a batch norm without running statistics.
     """
     found = copy.deepcopy(layer)
     if norm is None:
         return found
-    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None:
+        raise InvalidInputError("A batch norm without running statistics cannot be removed.")
     with torch.no_grad():
-        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        scale = (var.double() + norm.eps).rsqrt()
         if norm.weight is not None:
             scale = scale * norm.weight
         bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.double()
-        shift = (bias - norm.running_mean) * scale
+        shift = (bias - mean) * scale
         if norm.bias is not None:
             shift = shift + norm.bias
         found.weight.copy_(layer.weight * scale[:, None, None, None])
@@ -68,12 +73,14 @@ class Tower(nn.Module):
     """
 
     stride = 16
+    channels: int
 
     def __init__(self, backbone: ContextNetBackbone, pool_padding: int = 0) -> None:
         super().__init__()
         for name in CONVOLUTIONS:
             layer: Any = getattr(backbone, name)
             setattr(self, name, without_batch_norm(layer, getattr(backbone, name.replace("conv", "bn"), None)))
+        self.channels = backbone.conv5.out_channels
         self.pool = nn.MaxPool2d(3, 2, pool_padding, ceil_mode=True)
         self.normalize = copy.deepcopy(backbone.normalize)
 

@@ -1,0 +1,372 @@
+"""Fast R-CNN on the paper's tower: the "-rescale" rows of its detection table (variant ``voc07-fast-rcnn``).
+
+Sources: METHOD A5.3 (only the convolutions are transferred, the fully connected layers start from k-means, the weights
+are rescaled by Krähenbühl et al. 2016); Girshick, "Fast R-CNN" (ICCV 2015) and its released code with CaffeNet
+(``fast-rcnn``, ``models/CaffeNet``, ``lib/fast_rcnn/config.py``) for everything else. Boxes are (x1, y1, x2, y2) in px,
+counted from 0, the last pixel within, as there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import batched_nms, roi_pool
+
+from context_pred.data.transforms import EvalTransform
+from context_pred.errors import InvalidInputError, storing
+from context_pred.training import keys
+from context_pred.training.examples import batches
+from context_pred.training.rates import StepRates
+
+from ..job import Job, Result
+from ..trained import Training, device_of, identity_of, measured_batches, seeded, train
+from . import rescaling
+from .average_precision import Detections
+from .paper import data_of, load_weights, result_of, save_weights
+from .proposals import Boxes, at_least_one, of_images, shares
+from .regions import Examples, Loaded, RegionOptions, as_list, coder_of, edges, packed, stored_size
+from .tower import Tower, caffe_groups, tower_of
+
+NAME = "voc07-fast-rcnn"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(RegionOptions):
+    """The options; the defaults are Fast R-CNN's with CaffeNet where the text does not say else.
+
+    Args:
+        pool: RoI max-pooling: cells a side.
+        pool_padding: Of pool1 and pool2.
+        width: Of fc6 and fc7.
+        dropout: After fc6 and fc7.
+        frozen: Convolutions that are not trained, from the first on.
+        start: What starts from k-means: "auto", the fully connected layers, and the convolutions too where the
+            model's weights are random (row K-means-rescale); "fc"; "all"; "none": they are Gaussian, standard
+            deviation .005.
+        normalize: Whose channels get mean 0 and variance 1 on data: "new", those of the layers that start from
+            k-means, as magic_init does with a model that it loads; "all", the transferred ones too.
+        equalize: Make all layers learn at one rate.
+        start_images: What k-means, normalisation and rates are computed on; magic_init's 10 batches of 16.
+        start_rois: Of each of those images.
+        start_samples: Patches of a layer's input that k-means sees, at the most.
+        learning_rate: Of the weights; biases learn at twice the rate, without decay.
+        momentum: Of SGD.
+        weight_decay: Of SGD.
+        steps: Of the whole run.
+        milestones: Steps before which the rate falls to a tenth; 3/4 of the steps where those are given.
+        nms: Intersection over union above which the weaker of two boxes of a class goes.
+        score: Detections below are left out.
+        detections: An image, at the most.
+        test_images: Images a batch in the test.
+        precision: "float32", or "bfloat16" for autocast.
+
+    Raises:
+        InvalidInputError: an option out of its range.
+    """
+
+    pool: int = 6
+    pool_padding: int = 1
+    width: int = 4096
+    dropout: float = 0.5
+    frozen: int = 1
+    start: Literal["auto", "fc", "all", "none"] = "auto"
+    normalize: Literal["new", "all"] = "new"
+    equalize: bool = True
+    start_images: int = 160
+    start_rois: int = 64
+    start_samples: int = 20_000
+    learning_rate: float = 0.001
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    steps: int = 40_000
+    milestones: tuple[int, ...] = (30_000,)
+    nms: float = 0.3
+    score: float = 0.05
+    detections: int = 100
+    test_images: int = 1
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        at_least_one(
+            self, "pool", "width", "start_images", "start_rois", "start_samples", "steps", "detections", "test_images"
+        )
+        shares(self, "nms", "score")
+        if not 0 <= self.dropout < 1 or not 0 <= self.frozen <= 5 or self.pool_padding not in (0, 1):
+            raise InvalidInputError(
+                f"dropout = {self.dropout}, frozen = {self.frozen}, pool_padding = {self.pool_padding}: accepted are "
+                "0 up to 1, 0 … 5, and 0 or 1."
+            )
+        if self.learning_rate <= 0 or self.weight_decay < 0 or not 0 <= self.momentum < 1:
+            raise InvalidInputError(
+                f"learning_rate = {self.learning_rate}, momentum = {self.momentum}, weight_decay = "
+                f"{self.weight_decay}: accepted are above 0, 0 up to 1, and 0 or more."
+            )
+
+
+def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the milestone of another number of steps."""
+    steps = given.get("steps")
+    return {"milestones": (int(steps) * 3 // 4,)} if steps is not None and str(steps).isdecimal() else {}
+
+
+class FastRCNN(nn.Module):
+    """Tower, RoI max-pooling, fc6, fc7, and the two outputs.
+
+    Args:
+        tower: The convolutions.
+        classes: Without the background.
+        settings: The protocol's.
+    """
+
+    def __init__(self, tower: Tower, classes: int, settings: Settings) -> None:
+        super().__init__()
+        self.tower, self.pool = tower, settings.pool
+        self.fc6 = nn.Linear(tower.channels * settings.pool**2, settings.width)
+        self.fc7 = nn.Linear(settings.width, settings.width)
+        self.score = nn.Linear(settings.width, classes + 1)
+        self.shift = nn.Linear(settings.width, 4 * (classes + 1))
+        self.dropout = nn.Dropout(settings.dropout)
+        for layer, std in ((self.fc6, 0.005), (self.fc7, 0.005), (self.score, 0.01), (self.shift, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    def hidden(self, images: Tensor, rois: Tensor) -> Tensor:
+        """fc7 before its ReLU: images (N, 3, H, W), rois (R, 5) of image and box in its px → (R, width)."""
+        pooled = roi_pool(self.tower(images).float(), rois, self.pool, 1 / Tower.stride)
+        x: Tensor = self.fc7(self.dropout(F.relu(self.fc6(pooled.flatten(1)))))
+        return x
+
+    def forward(self, images: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class scores (R, classes + 1), background first, and box shifts (R, classes + 1, 4)."""
+        x = self.dropout(F.relu(self.hidden(images, rois)))
+        shift = self.shift(x)
+        return self.score(x), shift.view(len(shift), -1, 4)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Softmax loss over all RoIs, and smooth L1 of the right class's shift over the foreground, both by all RoIs."""
+
+    transform: EvalTransform
+    device: torch.device
+
+    def __call__(self, model: nn.Module, batch: list[Loaded], noise: torch.Generator) -> tuple[Tensor, Tensor, int]:
+        """Compute (loss, RoIs classified right, RoIs) of a batch."""
+        images, rois = packed(batch, self.transform, self.device)
+        labels = torch.cat([one.labels for one in batch]).to(self.device)
+        wanted = torch.cat([one.targets for one in batch]).to(self.device)
+        scores, shifts = model(images, rois)
+        scores, shifts = scores.float(), shifts.float()
+        front = (labels > 0).nonzero()[:, 0]
+        moved = F.smooth_l1_loss(shifts[front, labels[front]], wanted[front], reduction="sum") / max(1, len(labels))
+        loss = F.cross_entropy(scores, labels, reduction="sum") / max(1, len(labels)) + moved
+        return loss, (scores.argmax(1) == labels).sum(), len(labels)
+
+
+def build(job: Job, classes: int) -> FastRCNN:
+    """Make the detector, before its data-dependent start.
+
+    Raises:
+        InvalidInputError: a backbone that is not the paper's tower.
+    """
+    settings: Settings = job.settings
+    backbone = tower_of(job.source.model.backbone, job.source.model.card.backbone or job.source.name, NAME)
+    with seeded(job.seed, 1):
+        model = FastRCNN(Tower(backbone, settings.pool_padding), classes, settings)
+    for layer in model.tower.convolutions[: settings.frozen]:
+        layer.requires_grad_(False)
+    return model
+
+
+def new_layers(job: Job, model: FastRCNN) -> list[rescaling.Layer]:
+    """Return the layers that start from k-means."""
+    settings: Settings = job.settings
+    if settings.start == "none":
+        return []
+    everything = settings.start == "all" or (settings.start == "auto" and job.source.kind == "random")
+    return [*(model.tower.convolutions if everything else ()), model.fc6, model.fc7]
+
+
+def start(job: Job, model: FastRCNN, examples: Examples) -> dict[str, Any]:
+    """Initialise, normalise and equalise on training images, on the job's device; return what was done."""
+    settings: Settings = job.settings
+    device = device_of(job)
+    chosen = torch.randperm(len(examples), generator=keys.generator(job.seed, 5))[: settings.start_images].tolist()
+    whole = dataclasses.replace(examples, training=False)
+    places = [[(0, image)] for image in chosen]
+    loaded = [
+        [_some(one, settings.start_rois, job.seed, number) for one in batch]
+        for number, batch in enumerate(batches(whole, places, as_list, seed=job.seed))
+    ]
+    model.to(device)
+
+    def forward(batch: list[Loaded]) -> Tensor:
+        return model.hidden(*packed(batch, job.preprocessing, device))
+
+    layers: list[rescaling.Layer] = [*model.tower.convolutions, model.fc6, model.fc7]
+    new = new_layers(job, model)
+    few = []
+    for number, layer in enumerate(layers):
+        if layer in new:
+            enough = rescaling.initialize(
+                model, [layer], forward, loaded, samples=settings.start_samples, seed=keys.seed(job.seed, 7, number)
+            )
+            few += [] if enough[0] else [_name_of(model, layer)]
+        elif settings.normalize == "all":
+            rescaling.normalize(model, [layer], forward, loaded)
+    left = (
+        rescaling.equalize(model, layers, forward, loaded, seed=keys.seed(job.seed, 8)) if settings.equalize else None
+    )
+    model.cpu()
+    return {
+        "k-means": [_name_of(model, layer) for layer in new],
+        "gaussian for want of patches": few,
+        "rates equal to within": left,
+    }
+
+
+def _some(one: Loaded, most: int, *key: int) -> Loaded:
+    order = torch.randperm(len(one.rois), generator=keys.generator(*key))[:most]
+    return dataclasses.replace(one, rois=one.rois[order])
+
+
+def _name_of(model: nn.Module, layer: nn.Module) -> str:
+    names = {module: name for name, module in model.named_modules()}
+    name: str = names[layer].rpartition(".")[2]
+    return name
+
+
+def _started(job: Job, model: FastRCNN, examples: Examples) -> dict[str, Any]:
+    """Start the model, or take the start that an earlier call kept."""
+    path, said = job.out / NAME / "start.safetensors", job.out / NAME / "start.json"
+
+    def work() -> dict[str, Any]:
+        if not (path.is_file() and said.is_file()):
+            found = start(job, model, examples)
+            save_weights(model, path)
+            with storing(said):
+                said.write_text(json.dumps(found), encoding="utf-8")
+        done: dict[str, Any] = json.loads(said.read_text(encoding="utf-8"))
+        return done
+
+    done = job.ranks.lead(work)
+    load_weights(model, path)
+    return done
+
+
+def sgd(settings: Settings) -> Callable[[nn.Module], torch.optim.Optimizer]:
+    """Make Caffe's SGD: momentum, decay of the weights alone, biases at twice the rate."""
+
+    def made(model: nn.Module) -> torch.optim.Optimizer:
+        groups = caffe_groups(model, settings.weight_decay, {})
+        return torch.optim.SGD(groups, settings.learning_rate, momentum=settings.momentum)
+
+    return made
+
+
+def work_of(job: Job, model: FastRCNN, examples: Examples) -> Training:
+    """Describe the training."""
+    settings: Settings = job.settings
+    rates = StepRates(settings.learning_rate, settings.steps, settings.milestones)
+    return Training(
+        name=NAME,
+        model=model,
+        objective=Objective(job.preprocessing, device_of(job)),
+        optimizer=sgd(settings),
+        rates=lambda _: rates,
+        examples=examples,
+        collate=as_list,
+        images=settings.images,
+        identity=identity_of([image.path for image in examples.images], settings.proposals_train),
+        whole_epochs=False,
+        precision=settings.precision,
+    )
+
+
+def detect(
+    model: nn.Module, batch: Sequence[Loaded], transform: EvalTransform, sizes: Sequence[tuple[int, int]],
+    settings: Settings, device: torch.device,
+) -> list[Detections]:  # fmt: skip
+    """Detect in a batch of images, each with all its proposals.
+
+    Args:
+        model: In eval mode, on the device.
+        batch: Of a test.
+        transform: Channel order, mean and standard deviation.
+        sizes: (height, width) of each image as it is stored.
+        settings: The protocol's.
+        device: Where the model is.
+    """
+    with torch.inference_mode():
+        scores, shifts = model(*packed(batch, transform, device))
+        scores = scores.float().softmax(1)
+    found = []
+    counts = [len(one.rois) for one in batch]
+    for one, size, score, shift in zip(batch, sizes, scores.split(counts), shifts.float().split(counts), strict=True):
+        rois = (one.rois / one.scale).to(device)
+        moved: Tensor = coder_of(settings).decode(shift.flatten(1), [edges(rois)])
+        moved = moved.view(len(rois), -1, 4)
+        moved[..., 0::2].clamp_(0, size[1])
+        moved[..., 1::2].clamp_(0, size[0])
+        places, labels = (score[:, 1:] > settings.score).nonzero(as_tuple=True)
+        chosen, strength = moved[places, labels + 1], score[places, labels + 1]
+        kept = batched_nms(chosen, strength, labels, settings.nms)[: settings.detections]
+        boxes = chosen[kept] - torch.tensor([0.0, 0.0, 1.0, 1.0], device=device)
+        found.append(Detections(boxes.cpu().numpy(), strength[kept].cpu().numpy(), labels[kept].cpu().numpy()))
+    return found
+
+
+def run(job: Job) -> Result:
+    """Search proposals, start the detector from data, train it, test it."""
+    settings: Settings = job.settings
+    data = data_of(job)
+    model = build(job, len(data.classes))
+    train_boxes, test_boxes = (
+        of_images(
+            images, settings, split, job.kept or job.out, workers=job.workers, progress=job.progress, ranks=job.ranks
+        )
+        for images, split in ((data.train, "train"), (data.test, "test"))
+    )
+    examples = Examples(data.train, train_boxes, settings, training=True)
+    started = _started(job, model, examples)
+    trained = train(job, work_of(job, model, examples))
+    found = _tested(job, trained.model, Examples(data.test, test_boxes, settings, training=False))
+    job.record["images"] = (
+        f"shorter side {settings.short_side} px, longer at most {settings.long_side} px, "
+        f"{described(job.preprocessing)}."
+    )
+    details = {"start": started, "proposals": {"train": mean_of(train_boxes), "test": mean_of(test_boxes)}}
+    notes = [f"Proposals an image: {mean_of(train_boxes):,.0f} in training, {mean_of(test_boxes):,.0f} in the test."]
+    return result_of(job, data, found, notes, details)
+
+
+def _tested(job: Job, model: nn.Module, examples: Examples) -> list[Detections]:
+    settings: Settings = job.settings
+    mine: list[tuple[int, Detections]] = []
+    for numbers, batch in measured_batches(job, examples, as_list, settings.test_images):
+        sizes = [stored_size(one) for one in batch]
+        found = detect(model, batch, job.preprocessing, sizes, settings, device_of(job))
+        mine += zip(numbers, found, strict=True)
+    everything = [one for part in job.ranks.gather(mine) for one in part]
+    return [found for _, found in sorted(everything, key=lambda one: one[0])]
+
+
+def mean_of(proposals: Sequence[Boxes]) -> float:
+    """Mean number of proposals an image."""
+    return float(np.mean([len(boxes) for boxes in proposals]))
+
+
+def described(transform: EvalTransform) -> str:
+    """Say channel order, mean and standard deviation."""
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (transform.mean, transform.std))
+    return f"{transform.channel_order.upper()}, mean ({mean}), std ({std})"
