@@ -1,4 +1,4 @@
-"""VOC's average precision of detections, in both its forms, and COCO's."""
+"""VOC's average precision of detections, in both its forms."""
 
 from __future__ import annotations
 
