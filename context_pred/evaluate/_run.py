@@ -141,7 +141,7 @@ class _Plan:
             "data": self.where,
             "layers": list(self.layers),
             "settings": _plain(dataclasses.asdict(self.settings)),
-            "data_options": dataclasses.asdict(self.options),
+            "data_options": _plain(dataclasses.asdict(self.options)),
         }
 
 

@@ -26,7 +26,7 @@ from context_pred.evaluate.job import Job, Measurement, Result
 from context_pred.evaluate.trained import Training, device_of, identity_of, measured_batches, seeded, train
 from context_pred.training.rates import PolyRates
 
-from .examples import Augmentation, TestExamples, TrainingExamples, load, single, stacked
+from .examples import Augmentation, TrainingExamples, WholeExamples, load, single, stacked
 from .fcn import FCN, STRIDES, enlarged
 from .label_maps import IGNORED, DataOptions, LabelMaps
 from .layouts import read
@@ -290,7 +290,7 @@ def _measured(job: Job, model: nn.Module) -> NDArray[np.int64]:
     settings: Settings = job.settings
     data: LabelMaps = job.data
     matrix = need("torchmetrics.functional.classification", "segmentation").multiclass_confusion_matrix
-    examples = TestExamples(data.test, data.coding, settings.scale, job.preprocessing)
+    examples = WholeExamples(data.test, data.coding, settings.scale, job.preprocessing)
     total = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
     with torch.inference_mode(), tqdm(total=len(data.test), unit=" images", disable=not job.progress) as bar:
         for lot, (image, labels) in measured_batches(job, examples, single, 1):
@@ -354,7 +354,7 @@ def _draw(job: Job, model: nn.Module) -> None:
     if job.ranks.rank or not job.settings.pictures:
         return
     data: LabelMaps = job.data
-    examples = TestExamples(data.test, data.coding, job.settings.scale, job.preprocessing)
+    examples = WholeExamples(data.test, data.coding, job.settings.scale, job.preprocessing)
     count = min(job.settings.pictures, len(data.test))
     folder = job.out / "pictures"
     with storing(folder), torch.inference_mode():

@@ -94,7 +94,7 @@ class TrainingExamples:
 
 
 @dataclass(frozen=True)
-class TestExamples:
+class WholeExamples:
     """Whole images, resized to fit ``scale``; label maps as they are."""
 
     pairs: tuple[Pair, ...]

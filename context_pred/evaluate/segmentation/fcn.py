@@ -192,10 +192,10 @@ def _last_two(backbone: Backbone) -> tuple[str, str]:
 
 def _measured(backbone: Backbone, names: Sequence[str]) -> list[tuple[int, int]]:
     """Measure (stride, channels) of two layers, with an image that leaves the weights and statistics as they were."""
-    device = next(backbone.parameters()).device
+    weight = next(backbone.parameters())
     was_training = backbone.training
     with torch.no_grad():
-        maps = backbone.eval()(torch.zeros(1, backbone.in_channels, 64, 64, device=device), list(names))
+        maps = backbone.eval()(weight.new_zeros(1, backbone.in_channels, 64, 64), list(names))
     backbone.train(was_training)
     return [(64 // maps[name].shape[-1], maps[name].shape[1]) for name in names]
 

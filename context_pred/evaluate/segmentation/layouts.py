@@ -23,6 +23,7 @@ VOC_CLASSES = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
+_USUAL = DataOptions()
 _SPLITS = {"train": ("train", "training"), "val": ("val", "validation"), "test": ("test", "testing")}
 _LABELS = ("labels", "annotations", "masks", "label_maps")
 _ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif")
@@ -37,7 +38,7 @@ class Layout:
     read: Callable[[Path, DataOptions], LabelMaps]
 
 
-def read(folder: str | Path, options: DataOptions = DataOptions()) -> LabelMaps:  # it is frozen
+def read(folder: str | Path, options: DataOptions = _USUAL) -> LabelMaps:
     """Read a set with label maps; its layout is the one the folder shows, or that of its one subfolder that shows one.
 
     Raises:
