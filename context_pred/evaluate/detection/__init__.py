@@ -23,6 +23,8 @@ TRAINS = True
 _ROWS = {
     "voc0712-c4": "c4",
     "coco-fpn": "fpn",
+    "voc07-fast-rcnn": "fast_rcnn",
+    "voc07-rcnn": "rcnn",
 }
 """Variant → module, which has Settings and run(job), and may have defaults(given)."""
 

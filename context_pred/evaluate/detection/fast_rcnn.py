@@ -9,19 +9,17 @@ counted from 0, the last pixel within, as there.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms, roi_pool
 
 from context_pred.data.transforms import EvalTransform
-from context_pred.errors import InvalidInputError, storing
+from context_pred.errors import InvalidInputError
 from context_pred.training import keys
 from context_pred.training.examples import batches
 from context_pred.training.rates import StepRates
@@ -30,10 +28,10 @@ from ..job import Job, Result
 from ..trained import Training, device_of, identity_of, measured_batches, seeded, train
 from . import rescaling
 from .average_precision import Detections
-from .paper import data_of, load_weights, result_of, save_weights
-from .proposals import Boxes, at_least_one, of_images, shares
+from .paper import data_of, described, kept_start, mean_of, result_of
+from .proposals import at_least_one, of_images, shares
 from .regions import Examples, Loaded, RegionOptions, as_list, coder_of, edges, packed, stored_size
-from .tower import Tower, caffe_groups, tower_of
+from .tower import Tower, caffe_sgd, tower_of
 
 NAME = "voc07-fast-rcnn"
 
@@ -246,34 +244,6 @@ def _name_of(model: nn.Module, layer: nn.Module) -> str:
     return name
 
 
-def _started(job: Job, model: FastRCNN, examples: Examples) -> dict[str, Any]:
-    """Start the model, or take the start that an earlier call kept."""
-    path, said = job.out / NAME / "start.safetensors", job.out / NAME / "start.json"
-
-    def work() -> dict[str, Any]:
-        if not (path.is_file() and said.is_file()):
-            found = start(job, model, examples)
-            save_weights(model, path)
-            with storing(said):
-                said.write_text(json.dumps(found), encoding="utf-8")
-        done: dict[str, Any] = json.loads(said.read_text(encoding="utf-8"))
-        return done
-
-    done = job.ranks.lead(work)
-    load_weights(model, path)
-    return done
-
-
-def sgd(settings: Settings) -> Callable[[nn.Module], torch.optim.Optimizer]:
-    """Make Caffe's SGD: momentum, decay of the weights alone, biases at twice the rate."""
-
-    def made(model: nn.Module) -> torch.optim.Optimizer:
-        groups = caffe_groups(model, settings.weight_decay, {})
-        return torch.optim.SGD(groups, settings.learning_rate, momentum=settings.momentum)
-
-    return made
-
-
 def work_of(job: Job, model: FastRCNN, examples: Examples) -> Training:
     """Describe the training."""
     settings: Settings = job.settings
@@ -282,7 +252,7 @@ def work_of(job: Job, model: FastRCNN, examples: Examples) -> Training:
         name=NAME,
         model=model,
         objective=Objective(job.preprocessing, device_of(job)),
-        optimizer=sgd(settings),
+        optimizer=lambda trained: caffe_sgd(trained, settings.learning_rate, settings.momentum, settings.weight_decay),
         rates=lambda _: rates,
         examples=examples,
         collate=as_list,
@@ -338,7 +308,7 @@ def run(job: Job) -> Result:
         for images, split in ((data.train, "train"), (data.test, "test"))
     )
     examples = Examples(data.train, train_boxes, settings, training=True)
-    started = _started(job, model, examples)
+    started = kept_start(job, NAME, model, lambda: start(job, model, examples))
     trained = train(job, work_of(job, model, examples))
     found = _tested(job, trained.model, Examples(data.test, test_boxes, settings, training=False))
     job.record["images"] = (
@@ -359,14 +329,3 @@ def _tested(job: Job, model: nn.Module, examples: Examples) -> list[Detections]:
         mine += zip(numbers, found, strict=True)
     everything = [one for part in job.ranks.gather(mine) for one in part]
     return [found for _, found in sorted(everything, key=lambda one: one[0])]
-
-
-def mean_of(proposals: Sequence[Boxes]) -> float:
-    """Mean number of proposals an image."""
-    return float(np.mean([len(boxes) for boxes in proposals]))
-
-
-def described(transform: EvalTransform) -> str:
-    """Say channel order, mean and standard deviation."""
-    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (transform.mean, transform.std))
-    return f"{transform.channel_order.upper()}, mean ({mean}), std ({std})"

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from context_pred.data.transforms import EvalTransform
 from context_pred.errors import InvalidInputError, storing
 
 from ..job import Job, Measurement, Result
 from . import average_precision
 from .average_precision import Detections
 from .boxes import BoxedImages
+from .proposals import Boxes
 
-NO_WEIGHTS = "No weights of the paper's tower are published with this library: random ones, or your own, are measured."
+NO_WEIGHTS = "No weights of the paper's tower come with this library: these are random ones."
 
 
 def data_of(job: Job) -> BoxedImages:
@@ -58,18 +61,46 @@ def result_of(
     said = [f"No test image shows {', '.join(untested)}: left out of the mean."] if untested else []
     own = [note for note in data.notes if note not in job.data.notes]
     return Result(
-        "detection", job.variant, tuple(measured), best=measured[0],
-        details={**details, "notes": [*own, *said, *notes, NO_WEIGHTS]},
-    )  # fmt: skip
+        "detection",
+        job.variant,
+        tuple(measured),
+        details={**details, "notes": [*own, *said, *notes, *_own_weights(job)]},
+    )
+
+
+def _own_weights(job: Job) -> list[str]:
+    return [NO_WEIGHTS] if job.source.kind == "random" else []
 
 
 _FORMS = ("11-point", "area")
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a model's weights, whole or not at all."""
-    from safetensors.torch import save_file
+def kept_start(job: Job, name: str, model: nn.Module, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Start a model from data on rank 0, or take over the start that an earlier call kept; return what was done.
 
+    Args:
+        job: Its folder keeps the weights.
+        name: Of the run's folder, in the job's.
+        model: On the CPU; it has the started weights afterwards, on every rank.
+        work: Starts the model in place, and says in JSON values what it did.
+    """
+    weights, said = (job.out / name / f"start.{suffix}" for suffix in ("safetensors", "json"))
+
+    def lead() -> dict[str, Any]:
+        if not (weights.is_file() and said.is_file()):
+            done = work()
+            _save(model, weights)
+            with storing(said):
+                said.write_text(json.dumps(done), encoding="utf-8")
+        found: dict[str, Any] = json.loads(said.read_text(encoding="utf-8"))
+        return found
+
+    found = job.ranks.lead(lead)
+    model.cpu().load_state_dict(load_file(weights))
+    return found
+
+
+def _save(model: nn.Module, path: Path) -> None:
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,13 +108,12 @@ def save_weights(model: nn.Module, path: Path) -> None:
         os.replace(draft, path)
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Read what ``save_weights`` wrote, onto the model's own device."""
-    from safetensors.torch import load_file
-
-    model.load_state_dict(load_file(path))
+def mean_of(proposals: Sequence[Boxes]) -> float:
+    """Mean number of proposals an image."""
+    return float(np.mean([len(boxes) for boxes in proposals]))
 
 
-def device_of_model(model: nn.Module) -> torch.device:
-    """Return where a model's weights are."""
-    return next(model.parameters()).device
+def described(transform: EvalTransform) -> str:
+    """Say channel order, mean and standard deviation."""
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (transform.mean, transform.std))
+    return f"{transform.channel_order.upper()}, mean ({mean}), std ({std})"

@@ -116,3 +116,15 @@ def caffe_groups(model: nn.Module, weight_decay: float, multipliers: dict[str, f
         {"params": params, "multiplier": times, "weight_decay": 0.0 if is_bias else weight_decay}
         for (times, is_bias), params in groups.items()
     ]
+
+
+def caffe_sgd(
+    model: nn.Module,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    multipliers: dict[str, float] | None = None,
+) -> torch.optim.Optimizer:
+    """Make Caffe's SGD over ``caffe_groups``."""
+    groups = caffe_groups(model, weight_decay, multipliers or {})
+    return torch.optim.SGD(groups, learning_rate, momentum=momentum)
