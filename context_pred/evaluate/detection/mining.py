@@ -266,9 +266,8 @@ def _mine(
     state = _State.load(path) if ranks.lead(path.is_file) else _State.new(len(positives), positives[0].shape[1])
     asked = [len(rows) > 0 for rows in positives]
     saved = time.monotonic()
-    with tqdm(
-        total=len(images), initial=state.seen, desc="hard negatives", unit=" images", disable=not progress
-    ) as bar:
+    count = len(images)
+    with tqdm(total=count, initial=state.seen, desc="hard negatives", unit=" images", disable=not progress) as bar:
         for lot in _lots(state.seen, count, options.at_once):
             mine = {
                 number: _negatives(number, images[number], proposals[number], features, state, asked, options)

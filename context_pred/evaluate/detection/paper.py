@@ -58,14 +58,10 @@ def result_of(
         ),
     ]
     untested = [name for name, value in zip(data.classes, points, strict=True) if np.isnan(value)]
-    said = [f"No test image shows {', '.join(untested)}: left out of the mean."] if untested else []
-    own = [note for note in data.notes if note not in job.data.notes]
-    return Result(
-        "detection",
-        job.variant,
-        tuple(measured),
-        details={**details, "notes": [*own, *said, *notes, *_own_weights(job)]},
-    )
+    said = [note for note in data.notes if note not in job.data.notes]
+    said += [f"No test image shows {', '.join(untested)}: left out of the mean."] if untested else []
+    said += [*notes, *_own_weights(job)]
+    return Result("detection", job.variant, tuple(measured), details={**details, "notes": said})
 
 
 def _own_weights(job: Job) -> list[str]:
