@@ -327,7 +327,7 @@ class Classes:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts other units")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells its memory another way")
 def test_memory_stays_within_the_bound_with_features_of_four_times_it(tmp_path: Path) -> None:
     """In a process of its own: what the resident memory grows by while 160 MB of features are learned from twice."""
     rows = np.lib.format.open_memmap(tmp_path / "rows.npy", "w+", np.float32, (4000, 10_000))
@@ -336,7 +336,7 @@ def test_memory_stays_within_the_bound_with_features_of_four_times_it(tmp_path: 
     rows.flush()
     del rows
     code = """
-import resource, sys
+import sys, threading, time
 from pathlib import Path
 import numpy as np, torch
 sys.path.insert(0, sys.argv[2])
@@ -349,16 +349,27 @@ def learn(rows, out):
     made = FeatureRows({"pixels": rows}, np.arange(count) % 10)
     linear.fit(linear.of_features(job, made, made), options)
 rows = np.load(sys.argv[1] + "/rows.npy", mmap_mode="r")
-learn(np.zeros((300, 10_000), np.float32)[:40], sys.argv[1] + "/warm")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+learn(np.zeros((40, 10_000), np.float32), sys.argv[1] + "/warm")
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) // 1000
+before, most, going = resident(), 0, True
+def watch():
+    global most
+    while going:
+        most = max(most, resident())
+        time.sleep(0.001)
+thread = threading.Thread(target=watch)
+thread.start()
 learn(rows, sys.argv[1] + "/run")
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1000)
+going = False
+thread.join()
+print(most - before)
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert int(done.stdout) < 40 + 5, done.stdout  # and the classifier
+    assert int(done.stdout) < 40 + 12, done.stdout  # the classifier, and the allocator's own slack
 
 
 # From the command --------------------------------------------------------------------------------------------------
