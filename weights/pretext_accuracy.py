@@ -31,10 +31,11 @@ import torch
 import context_pred
 from context_pred.data.collection import collect
 from context_pred.data.images import open_image
+from context_pred.geometry import papers
 from context_pred.model import ContextPredictionModel
 from context_pred.patches import PatchPairs
 from context_pred.pretext import PretextResult, Tally, cut_batch
-from context_pred.pretrain.audit.pairs import Photos, papers
+from context_pred.pretrain.audit.pairs import Photos
 from context_pred.pretrain.loading import load
 from context_pred.pretrain.prepare import ImageOptions, Preparation
 from context_pred.pretrain.recipe import read_recipe

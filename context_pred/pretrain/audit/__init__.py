@@ -26,12 +26,13 @@ from context_pred.data.collection import Collection, collect
 from context_pred.data.images import open_image
 from context_pred.errors import ImageError, InvalidInputError, storing
 from context_pred.extract.network import find_device, fold_batch_norms
+from context_pred.geometry import MOST_PAIRS, smallest
 from context_pred.model import ContextPredictionModel
 from context_pred.pictures import save_png
 from context_pred.training import keys
 
 from .findings import Finding, colorless, findings
-from .pairs import MOST_PAIRS, PairAudit, Photos, Treatment, border, smallest
+from .pairs import PairAudit, Photos, Treatment, border
 from .picture import sheet
 from .places import PER_IMAGE, Distance, PlaceAudit, Places
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,32 +16,25 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from context_pred.model import ContextPredictionModel
-from context_pred.patches import (
-    GridPatchSampler,
-    PatchDraw,
-    PatchPairs,
-    RandomPairSampler,
-    joined,
-    sampler_from_config,
+from context_pred.geometry import (
+    Geometry,
+    Sampler,
+    Size,
+    as_trained,
+    cut_each,
+    papers,
+    scaled,
+    size_of,
+    smallest,
+    some_pairs,
 )
-from context_pred.patches.random_pairs import draw_size
+from context_pred.model import ContextPredictionModel
+from context_pred.patches import PatchDraw, PatchPairs, RandomPairSampler, sampler_from_config
 from context_pred.pretext import CHANCE, PretextResult, Tally, student_t
 from context_pred.training import keys
 
-Sampler = GridPatchSampler | RandomPairSampler
-Size = Callable[[int, int, torch.Generator], tuple[int, int]]
-"""(height, width, generator) of a photograph → (height, width) it is scaled to."""
-
 SIZES, BOXES, NOISE, PLACES = range(4)
 """What a random number of the audit is for: the second part of every key."""
-
-PAPER_PATCH, PAPER_JITTER = 96, 7
-MOST_PAIRS = 256
-"""The paper asks about so many pairs of each photograph; without a limit, one panorama outweighs all the others."""
-
-ROOM = 292 / 255
-"""OpenMMLab's shorter side of a photograph over the side of the square taken from it."""
 
 EXAMPLES = 3
 
@@ -77,20 +70,6 @@ class Treatment:
         return {**values, "result": self.result.to_dict()}
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """Where patches lie: the sampler that draws them, and the size that photographs are scaled to before."""
-
-    name: str
-    sampler: Sampler
-    size: Size
-
-
-def as_trained(sampler: Sampler, size: int | None) -> Geometry:
-    """Return the geometry of the card's own sampler; ``size`` is the photograph's shorter side."""
-    return Geometry("as_trained", sampler, _size(sampler, size))
-
-
 def wider_gaps(sampler: Sampler, size: int | None) -> list[Geometry]:
     """Return three geometries that differ in the gap alone, on photographs large enough for the widest."""
     half = round(sampler.patch / 2)
@@ -106,55 +85,8 @@ def wider_gaps(sampler: Sampler, size: int | None) -> list[Geometry]:
             # Cells of 1.x overlap by a pixel, which leaves no room for a gap; 0.x' differ in nothing else.
             changed = {"preset": "openmmlab-0.x", "crop": 3 * cell + 2 * apart, "gap": (apart, apart)}
             samplers[name] = sampler_from_config({**config, **changed})
-    size_of = _size(sampler, size, smallest(samplers["gap_whole"]))
-    return [Geometry(name, made, size_of) for name, made in samplers.items()]
-
-
-def papers(sampler: Sampler) -> Geometry | None:
-    """Return the paper's geometry scaled to the patch: a gap of half a patch, jitter, the photograph's pixels.
-
-    None for a ``RandomPairSampler``, whose own geometry it is.
-    """
-    if isinstance(sampler, RandomPairSampler):
-        return None
-    patch = sampler.patch
-    drawn = RandomPairSampler(
-        "deepcontext",
-        patch=patch,
-        gap=round(patch / 2),
-        jitter=round(PAPER_JITTER * patch / PAPER_PATCH),
-        count=2,
-        dropping="none",
-        down_and_up=0.0,
-    )
-    return Geometry("paper", drawn, _size(drawn, None))
-
-
-def smallest(sampler: Sampler) -> int:
-    """Return the shorter side in px that a photograph needs at least."""
-    return sampler.crop if isinstance(sampler, GridPatchSampler) else sampler.smallest + 1
-
-
-def _size(sampler: Sampler, short: int | None, at_least: int = 0) -> Size:
-    """Scale photographs as in training: to one shorter side, or to a random number of pixels as the authors do."""
-    at_least = max(at_least, smallest(sampler))
-
-    def of_grid(height: int, width: int, generator: torch.Generator) -> tuple[int, int]:
-        target = short if short is not None else round(sampler.crop * ROOM)  # type: ignore[union-attr]
-        return _to_short(height, width, max(target, at_least))
-
-    def of_pairs(height: int, width: int, generator: torch.Generator) -> tuple[int, int]:
-        if short is None:
-            scale = sampler.patch / PAPER_PATCH
-            height, width = (max(1, round(side * scale)) for side in draw_size(height, width, generator))
-        return _to_short(height, width, max(short or min(height, width), at_least))
-
-    return of_grid if isinstance(sampler, GridPatchSampler) else of_pairs
-
-
-def _to_short(height: int, width: int, short: int) -> tuple[int, int]:
-    scale = short / min(height, width)
-    return max(short, round(height * scale)), max(short, round(width * scale))
+    large = size_of(sampler, size, smallest(samplers["gap_whole"]))
+    return [Geometry(name, made, large) for name, made in samplers.items()]
 
 
 class Photos:
@@ -174,11 +106,8 @@ class Photos:
         """Return each as uint8 (C, H, W) on the device: aspect kept, bilinear, averaging over the source's pixels."""
         found = []
         for number, image in zip(self.numbers, self.images, strict=True):
-            height, width = size(image.height, image.width, self.generator(SIZES, number))
-            image = image.convert("L") if self.channels == 1 else image
-            small = image.resize((width, height), Image.Resampling.BILINEAR)
-            pixels = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8)
-            found.append(pixels.reshape(height, width, self.channels).permute(2, 0, 1).contiguous().to(self.device))
+            sides = size(image.height, image.width, self.generator(SIZES, number))
+            found.append(scaled(image, sides, self.channels).to(self.device))
         return found
 
     def draws(self, sampler: Sampler, images: Sequence[Tensor]) -> list[PatchDraw]:
@@ -191,12 +120,7 @@ class Photos:
 
     def cut(self, sampler: Sampler, images: Sequence[Tensor], draws: Sequence[PatchDraw]) -> PatchPairs:
         """Cut each photograph's draw and join the pairs; noise is the same whenever the same photographs are cut."""
-        noise = self.generator(NOISE, self.numbers[0])
-        draw = joined(draws).to(self.device)
-        if isinstance(sampler, RandomPairSampler):
-            return sampler.cut(list(images), draw, noise)
-        parts = [sampler.cut(image[None], one).patches for image, one in zip(images, draws, strict=True)]
-        return PatchPairs(torch.cat(parts), draw.neighbor, draw.center, draw.position, draw.boxes, draw.image)
+        return cut_each(sampler, images, draws, self.generator(NOISE, self.numbers[0]))
 
 
 class PairAudit:
@@ -339,25 +263,6 @@ def half_width(one: dict[int, tuple[float, float]], other: dict[int, tuple[float
 
 def _turned(draw: PatchDraw, *, gray: bool) -> PatchDraw:
     return dataclasses.replace(draw, grayscale=torch.tensor([gray]))
-
-
-def some_pairs(draw: PatchDraw, generator: torch.Generator) -> PatchDraw:
-    """Keep 256 pairs of one image, chosen at random, and the boxes they need; a draw of fewer is not touched."""
-    if len(draw.position) <= MOST_PAIRS:
-        return draw
-    kept = torch.randperm(len(draw.position), generator=generator)[:MOST_PAIRS].sort().values
-    ends = torch.stack([draw.neighbor[kept], draw.center[kept]])
-    used = torch.zeros(len(draw.boxes), dtype=torch.bool)
-    used[ends] = True
-    number = used.cumsum(0) - 1
-    return dataclasses.replace(
-        draw,
-        boxes=draw.boxes[used],
-        image=draw.image[used],
-        neighbor=number[ends[0]],
-        center=number[ends[1]],
-        position=draw.position[kept],
-    )
 
 
 def is_gray(image: Tensor) -> bool:

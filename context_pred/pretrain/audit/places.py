@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from context_pred.geometry import Geometry
 from context_pred.model import ContextPredictionModel
 from context_pred.patches import PatchDraw
 from context_pred.patches._random import below
 from context_pred.patches.shortcuts import grayscale_pil, project_colors
 from context_pred.pretext import student_t
 
-from .pairs import PLACES, Geometry, Photos
+from .pairs import PLACES, Photos
 
 PER_IMAGE = 16
 """Patches of each photograph."""
