@@ -34,6 +34,7 @@ PROTOCOLS: dict[str, str] = {
     "semi-supervised": "semi_supervised",
     "detection": "detection",
     "segmentation": "segmentation",
+    "pretext": "pretext_accuracy",
 }
 """Name → module, which has NAME, Settings (or settings_of(variant)) and run(job), and where it differs from svm:
 
@@ -247,7 +248,8 @@ def _seeds(seeds: Sequence[int]) -> tuple[int, ...]:
 def _variant(protocol: str, module: Any, variant: str | None, data: Any) -> str | None:
     variants: tuple[str, ...] = getattr(module, "VARIANTS", ())
     if variant is None:
-        return data.kind if data.kind in variants else variants[0] if variants else None
+        shown = (row for row in variants if row == data.kind or row.startswith(f"{data.kind}-"))
+        return next(shown, variants[0] if variants else None)
     if not variants:
         raise InvalidInputError(f"variant={variant!r}, but {protocol} has no variants; leave it out.")
     if variant not in variants:

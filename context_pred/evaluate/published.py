@@ -138,6 +138,16 @@ _FIGURES: dict[tuple[str, str | None], tuple[Published, ...]] = {
     ),
     ("segmentation", "voc12aug"): (_one("mIoU", "63.49", None, {}, _README, _FIRST, "", "VOC12 + Aug"),),
     ("segmentation", "cityscapes"): (),
+    ("pretext", None): tuple(
+        _one(metric, value, None, {}, "Doersch et al. 2015, section 4.4", "", note, data)
+        for metric, value, note, data in (
+            ("accuracy", "38.4", "500 random images, 256 pairs each", _VOC),
+            ("accuracy", "39.5", "training images", _IMAGENET),
+            ("accuracy", "40.3", "validation images", _IMAGENET),
+            ("accuracy inside boxes", "39.2", "", _VOC),
+            ("accuracy inside boxes", "45.6", "cars alone", _VOC),
+        )
+    ),
 }
 
 
