@@ -235,7 +235,7 @@ def labelled(
         share = _share(which)
         images = _listed(files, Path(which)) if share is None else _drawn(classes, share, seed)
         percent = 100 * len(images) / len(files) if share is None else 100 * share
-        shown = f"{percent:.2g} %"
+        shown = f"{percent if share is not None else float(f'{percent:.2g}'):g} %"
         if shown in taken:
             shown = f"{shown} ({Path(which).stem})"
         taken.add(shown)
@@ -268,7 +268,7 @@ def _listed(files: Sequence[Path], path: Path) -> NDArray[np.int64]:
 
 def _number(line: str, files: Sequence[Path], of_name: dict[str, list[int]], path: Path) -> int:
     """Find the image that a line names, by its path's end or by its name alone; a label after it is not looked at."""
-    for text in (line, line.rpartition(" ")[0].rstrip(" ,\t")):
+    for text in (line, *(line.rpartition(separator)[0].rstrip(" ,\t") for separator in " ,\t")):
         near = of_name.get(Path(text).name, []) if text else []
         exact = [number for number in near if files[number].as_posix().endswith("/" + text.lstrip("./"))]
         if len(exact or near) == 1:
@@ -316,7 +316,15 @@ def _measured(job: Job, trial: Trial, identity: str) -> tuple[float, float]:
 
     def objective(model: nn.Module, batch: Batch, noise: torch.Generator) -> tuple[Tensor, Tensor, int]:
         images, classes = prepared(batch, own, device)
-        logits = model(images).float()
+        try:
+            logits = model(images).float()
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InvalidInputError(
+                f"size = {settings.size}, batch = {settings.batch}: a step of one image with a map of 1 × 1 leaves "
+                "batch norm nothing to average; accepted is a larger size, or a batch that leaves more over."
+            ) from error
         return F.cross_entropy(logits, classes), (logits.argmax(1) == classes).sum(), len(classes)
 
     train(
