@@ -148,7 +148,7 @@ class FastRCNN(nn.Module):
         """Return class scores (R, classes + 1), background first, and box shifts (R, classes + 1, 4)."""
         x = self.dropout(F.relu(self.hidden(images, rois)))
         shift = self.shift(x)
-        return self.score(x), shift.view(len(shift), -1, 4)
+        return self.score(x), shift.view(len(shift), self.score.out_features, 4)
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,7 @@ def detect(
     for one, size, score, shift in zip(batch, sizes, scores.split(counts), shifts.float().split(counts), strict=True):
         rois = (one.rois / one.scale).to(device)
         moved: Tensor = coder_of(settings).decode(shift.flatten(1), [edges(rois)])
-        moved = moved.view(len(rois), -1, 4)
+        moved = moved.view(len(rois), shift.shape[1], 4)
         moved[..., 0::2].clamp_(0, size[1])
         moved[..., 1::2].clamp_(0, size[0])
         places, labels = (score[:, 1:] > settings.score).nonzero(as_tuple=True)
