@@ -52,6 +52,18 @@ def _one(
     return Published(metric, percent, layer, at, source, file, note, data, of or "relative location")
 
 
+def _by_class(values: str, source: str) -> list[Published]:
+    note = "by class, not confirmed; the values average to the mAP"
+    return [
+        _one("AP", value, None, {"class": name}, source, "", note, "VOC2007")
+        for name, value in zip(_VOC_CLASSES, values.split(), strict=True)
+    ]
+
+
+_VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
 _VOC = "VOC2007"
 _IMAGENET = "ImageNet-1k"
 
@@ -129,12 +141,24 @@ _FIGURES: dict[tuple[str, str | None], tuple[Published, ...]] = {
         _one("mAP", "51.4", None, {}, "deepcontext README", "", "the authors' released code", _VOC),
         _one("mAP", "45.6", None, {}, "Doersch et al. 2015, K-means-rescale", "", "", _VOC, "K-means"),
         _one("mAP", "56.5", None, {}, "Doersch et al. 2015, ImageNet-rescale", "", "", _VOC, _SUPERVISED),
+        *_by_class(
+            "61.9 63.3 35.8 32.6 17.2 68.0 67.9 54.8 29.6 52.4 62.9 51.3 67.1 64.3 50.5 24.4 43.7 54.9 67.1 52.7",
+            "Doersch et al. 2015, Ours-rescale",
+        ),
     ),
     ("detection", "voc07-rcnn"): (
         _one("mAP", "46.3", None, {}, "Doersch et al. 2015, Ours-color-dropping", "", "", _VOC),
         _one("mAP", "45.7", None, {}, "Doersch et al. 2015, Ours-projection", "", "", _VOC),
         _one("mAP", "39.8", None, {}, "Doersch et al. 2015, Scratch-Ours", "", "", _VOC, _RANDOM),
         _one("mAP", "54.2", None, {}, "Doersch et al. 2015, ImageNet-R-CNN", "", "", _VOC, _SUPERVISED),
+        *_by_class(
+            "60.5 66.5 29.6 28.5 26.3 56.1 70.4 44.8 24.6 45.5 45.4 35.1 52.2 60.2 50.0 28.1 46.7 42.6 54.8 58.6",
+            "Doersch et al. 2015, Ours-color-dropping",
+        ),
+        *_by_class(
+            "58.4 62.8 33.5 27.7 24.4 58.5 68.5 41.2 26.3 49.5 42.6 37.3 55.7 62.5 49.4 29.0 47.5 28.4 54.7 56.8",
+            "Doersch et al. 2015, Ours-projection",
+        ),
     ),
     ("segmentation", "voc12aug"): (_one("mIoU", "63.49", None, {}, _README, _FIRST, "", "VOC12 + Aug"),),
     ("segmentation", "cityscapes"): (),

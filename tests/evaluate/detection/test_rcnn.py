@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from context_pred.cli import main
 from context_pred.errors import InvalidInputError
-from context_pred.evaluate import sources, trained
+from context_pred.evaluate import published, sources, trained
 from context_pred.evaluate.detection import defaults, mining, rcnn, read, rescaling, settings_of, windows
 from context_pred.evaluate.detection.boxes import BoxedImage
 from context_pred.evaluate.detection.mining import SvmOptions
@@ -334,3 +334,17 @@ def test_no_object_at_all_is_refused(marked: Marked, tmp_path: Path) -> None:
     empty = tuple(image.chosen(np.zeros(len(image), bool)) for image in job.data.train)
     with pytest.raises(InvalidInputError, match="nothing to learn"):
         rcnn.run(dataclasses.replace(job, data=dataclasses.replace(job.data, train=empty)))
+
+
+def test_published_values_by_class_average_to_the_published_mean() -> None:
+    for variant, sources_of in (("voc07-fast-rcnn", 1), (VARIANT, 2)):
+        figures = published.figures("detection", variant)
+        by_source: dict[str, list[float]] = {}
+        for figure in figures:
+            if figure.metric == "AP":
+                by_source.setdefault(figure.source, []).append(figure.value)
+        assert len(by_source) == sources_of
+        for source, values in by_source.items():
+            mean = next(f.value for f in figures if f.metric == "mAP" and f.source == source)
+            assert len(values) == 20
+            assert np.mean(values) == pytest.approx(mean, abs=6e-4)
