@@ -21,7 +21,7 @@ from context_pred.training.examples import Examples
 from context_pred.training.loop import PRECISIONS
 from context_pred.training.rates import StepRates
 
-from . import features, sources
+from . import _schedule, features, sources
 from .augment import Augmentation, Batch, Crop, Interpolation, Lighting, TestImages, TrainImages, collate, prepared
 from .feature_batches import FeatureBatch, FeatureRows
 from .features import Preprocessing
@@ -109,7 +109,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_schedule(self.epochs, self.batch, self.per_device, self.evaluate_every)
+        _schedule.check(self.epochs, self.batch, self.per_device, self.evaluate_every)
         if self.learning_rate <= 0 or self.momentum < 0 or self.weight_decay < 0 or self.init_std < 0:
             raise InvalidInputError(
                 f"learning_rate = {self.learning_rate}, momentum = {self.momentum}, weight_decay = "
@@ -137,16 +137,6 @@ class Settings:
         )
 
 
-def check_schedule(epochs: int, batch: int, per_device: int, evaluate_every: int) -> None:
-    """Raise InvalidInputError where a number of a training is out of its range."""
-    if epochs < 1 or batch < 1:
-        raise InvalidInputError(f"epochs = {epochs}, batch = {batch}: accepted is 1 or more.")
-    if per_device < 0 or (per_device and batch % per_device):
-        raise InvalidInputError(f"per_device = {per_device}: accepted is what divides the batch of {batch}, or 0.")
-    if evaluate_every < 0:
-        raise InvalidInputError(f"evaluate_every = {evaluate_every}: accepted is 0 (at the end alone) or more.")
-
-
 _PLAIN = {"jitter": (0.0, 0.0, 0.0, 0.0), "lighting": 0.0}
 _ROWS: dict[str, dict[str, Any]] = {
     "imagenet": {},
@@ -172,16 +162,8 @@ def defaults(variant: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
             f"version = '1.x' with variant {variant}: mmselfsup 1.x's file for it does not run; accepted is '0.x'."
         )
     found = dict(_GAP if gap else _LATER if later else _ROWS[variant or "imagenet"])
-    epochs = _whole(given.get("epochs"))
-    if epochs and "milestones" not in given:
-        usual = Settings(**found)
-        scaled = (round(milestone * epochs / usual.epochs) for milestone in usual.milestones)
-        found["milestones"] = tuple(milestone for milestone in scaled if milestone)
-    return found
-
-
-def _whole(value: Any) -> int:
-    return int(value) if str(value or "").strip().isdecimal() else 0
+    usual = Settings(**found)
+    return found | _schedule.scaled(usual.epochs, usual.milestones, given)
 
 
 def usual_layers(settings: Settings) -> str:
@@ -353,7 +335,9 @@ def fit(inputs: Inputs, settings: Settings) -> list[dict[str, Any]]:
 
         def rates(steps: int) -> StepRates:
             per_epoch[0] = steps
-            return step_rates(settings.learning_rate, settings.epochs, settings.milestones, settings.factor, steps)
+            return _schedule.step_rates(
+                settings.learning_rate, settings.epochs, settings.milestones, settings.factor, steps
+            )
 
         train(
             job,
@@ -380,11 +364,6 @@ def fit(inputs: Inputs, settings: Settings) -> list[dict[str, Any]]:
 
 def _epochs(settings: Settings, kept: Kept) -> list[int]:
     return [epoch for epoch in range(1, settings.epochs + 1) if (epoch,) in kept]
-
-
-def step_rates(base: float, epochs: int, milestones: tuple[int, ...], factor: float, per_epoch: int) -> StepRates:
-    """Return the schedule of so many epochs of so many steps."""
-    return StepRates(base, epochs * per_epoch, tuple(milestone * per_epoch for milestone in milestones), factor)
 
 
 def optimizer(settings: Settings, heads: nn.Module) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import itertools
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,13 +26,12 @@ from context_pred.backbones import Backbone
 from context_pred.errors import InvalidInputError, TrainingDivergedError
 from context_pred.training.loop import PRECISIONS
 
-from . import features
+from . import _schedule, features
 from .augment import Augmentation, Batch, Interpolation, TestImages, TrainImages, collate, prepared
 from .features import Preprocessing
 from .heads import accuracies
 from .job import Job, Measurement, Result
 from .kept import Kept, digest
-from .linear import check_schedule, step_rates
 from .trained import Training, device_of, identity_of, measured_batches, seeded, train
 
 NAME = "semi-supervised"
@@ -97,7 +96,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_schedule(self.epochs, self.batch, self.per_device, 0)
+        _schedule.check(self.epochs, self.batch, self.per_device)
         for name in ("learning_rates", "head_multipliers"):
             values = getattr(self, name)
             if not values or min(values) <= 0 or len(set(values)) != len(values):
@@ -132,6 +131,11 @@ class Settings:
             channel_order=channel_order,
             channels=channels,
         )
+
+
+def defaults(variant: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return milestones at the same shares of other epochs."""
+    return _schedule.scaled(Settings.epochs, Settings.milestones, given)
 
 
 def _share(which: str) -> float | None:
@@ -334,7 +338,9 @@ def _measured(job: Job, trial: Trial, identity: str) -> tuple[float, float]:
             classifier,
             objective,
             partial(optimizer, settings, trial),
-            lambda steps: step_rates(trial.rate, settings.epochs, settings.milestones, settings.factor, steps),
+            lambda steps: _schedule.step_rates(
+                trial.rate, settings.epochs, settings.milestones, settings.factor, steps
+            ),
             examples,
             collate,
             settings.batch,

@@ -42,7 +42,8 @@ def run(model: Any, data: Any, out: Path, given: dict[str, Any] | None = None, *
 
 
 def of(**given: Any) -> semi_supervised.Settings:
-    found: semi_supervised.Settings = settings.part("semi-supervised", semi_supervised.Settings, given)
+    values = semi_supervised.defaults(None, given) | given
+    found: semi_supervised.Settings = settings.part("semi-supervised", semi_supervised.Settings, values)
     return found
 
 
@@ -61,6 +62,11 @@ def test_every_number_of_the_protocol_is_the_published_one() -> None:
         "nesterov": False, "weight_decay": 5e-4, "init_std": 0.01, "size": 224, "resize": 0, "resampling": "pillow",
         "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "precision": "float32",
     }  # fmt: skip
+
+
+def test_milestones_keep_their_share_of_other_epochs_unless_given() -> None:
+    assert of(epochs="5").milestones == (3, 4)
+    assert of(epochs=5, milestones=[2]).milestones == (2,)
 
 
 def test_what_is_built_for_a_resnet_50(mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

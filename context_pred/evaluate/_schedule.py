@@ -1,0 +1,33 @@
+"""Schedules counted in epochs, as the classification protocols give them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from context_pred.errors import InvalidInputError
+from context_pred.training.rates import StepRates
+
+
+def check(epochs: int, batch: int, per_device: int, evaluate_every: int = 0) -> None:
+    """Raise InvalidInputError where a number of a training is out of its range."""
+    if epochs < 1 or batch < 1:
+        raise InvalidInputError(f"epochs = {epochs}, batch = {batch}: accepted is 1 or more.")
+    if per_device < 0 or (per_device and batch % per_device):
+        raise InvalidInputError(f"per_device = {per_device}: accepted is what divides the batch of {batch}, or 0.")
+    if evaluate_every < 0:
+        raise InvalidInputError(f"evaluate_every = {evaluate_every}: accepted is 0 (at the end alone) or more.")
+
+
+def step_rates(base: float, epochs: int, milestones: tuple[int, ...], factor: float, per_epoch: int) -> StepRates:
+    """Return the schedule of so many epochs of so many steps."""
+    return StepRates(base, epochs * per_epoch, tuple(milestone * per_epoch for milestone in milestones), factor)
+
+
+def scaled(epochs: int, milestones: tuple[int, ...], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Where other epochs were given and no milestones, return these at the same shares of them; else nothing."""
+    other = str(given.get("epochs", "")).strip()
+    if not other.isdecimal() or "milestones" in given:
+        return {}
+    moved = (round(milestone * int(other) / epochs) for milestone in milestones)
+    return {"milestones": tuple(milestone for milestone in moved if milestone)}
