@@ -9,6 +9,7 @@ counted from 0, the last pixel within, as there.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -316,8 +317,20 @@ def run(job: Job) -> Result:
         f"{described(job.preprocessing)}."
     )
     details = {"start": started, "proposals": {"train": mean_of(train_boxes), "test": mean_of(test_boxes)}}
-    notes = [f"Proposals an image: {mean_of(train_boxes):,.0f} in training, {mean_of(test_boxes):,.0f} in the test."]
+    notes = [
+        f"Proposals an image: {mean_of(train_boxes):,.0f} in training, {mean_of(test_boxes):,.0f} in the test.",
+        said_of(started),
+    ]
     return result_of(job, data, found, notes, details)
+
+
+def said_of(started: Mapping[str, Any]) -> str:
+    """Say how the weights started."""
+    few, left = started["gaussian for want of patches"], started["rates equal to within"]
+    parts = [f"Start: k-means of {', '.join(started['k-means']) or 'no layer'}"]
+    parts += [f"{', '.join(few)} Gaussian, since there were fewer patches than channels"] if few else []
+    parts += [f"rates of all layers equal to within {100 * math.expm1(left):.1f} %"] if left is not None else []
+    return "; ".join(parts) + "."
 
 
 def _tested(job: Job, model: nn.Module, examples: Examples) -> list[Detections]:

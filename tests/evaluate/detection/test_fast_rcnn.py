@@ -260,6 +260,7 @@ def test_from_command_to_table(marked: Marked, tmp_path: Path) -> None:
     assert "short_side = 64" in outcome.stdout
     assert "No weights of the paper's tower come with this library" in outcome.stdout
     assert "shorter side 64 px" in record["ran_on"]["images"]
+    assert "Start: k-means of conv1, conv2, conv3, conv4, conv5, fc6, fc7;" in outcome.stdout
     assert (out / "plot.png").is_file()
 
 
@@ -340,7 +341,7 @@ def test_two_ranks_come_to_one_table(marked: Marked, tmp_path: Path, variant: st
     }  # fmt: skip
     options = [part for key, value in own.items() for part in ("--set", f"{key}={value}")]
     arguments = ["evaluate", "detection", "--variant", variant, "--model", "random:contextnet", "--data", marked.own()]
-    arguments += ["--out", tmp_path / "out", "--no-progress", "--device", "cpu", "--workers", 0, *options]
+    arguments += ["--out", tmp_path / "out", "--no-progress", "--device", "cpu", "--workers", 1, *options]
     outcomes = two_ranks(arguments)
     assert [status for status, *_ in outcomes] == [0, 0], outcomes
     record = json.loads((tmp_path / "out" / "result.json").read_text())
