@@ -19,9 +19,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from context_pred.card import fit_channels
 from context_pred.data.images import open_image
 from context_pred.data.transforms import EvalTransform
 from context_pred.errors import InvalidInputError
+
+from .features import DamagedImagesError
+from .job import Job
+from .trained import damaged
 
 Crop = Literal["resized", "window"]
 Interpolation = Literal["pillow", "bicubic"]
@@ -181,6 +186,17 @@ class TestImages:
         return pixels, torch.zeros(len(pixels)), int(self.classes[image])
 
 
+def check_tests(job: Job) -> None:
+    """Open the test images before the training, which else would end at the first of them that is damaged.
+
+    Raises:
+        DamagedImagesError: some cannot be opened; all are named.
+    """
+    found = damaged(job.data.test.files, job.ranks)
+    if found:
+        raise DamagedImagesError(found)
+
+
 def collate(examples: list[Any]) -> Batch:
     """Stack examples to a batch."""
     pixels, shifts, classes = zip(*examples, strict=True)
@@ -192,6 +208,6 @@ def prepared(batch: Batch, transform: EvalTransform, device: torch.device) -> tu
     pixels, shifts, classes = (part.to(device, non_blocking=True) for part in batch)
     images = transform.normalize(pixels)
     if bool(batch[1].any()):
-        std = torch.tensor(transform.std[: shifts.shape[1]], device=device)
+        std = torch.tensor(fit_channels(transform.std, transform.in_channels), device=device)
         images += (shifts / std)[:, :, None, None]
     return images, classes

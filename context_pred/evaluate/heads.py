@@ -44,7 +44,8 @@ class Head(nn.Module):
         """(N, C) or (N, C, h, w) → (N, classes)."""
         if self.norm is not None:
             maps = pooled if pooled.ndim == 4 else pooled[..., None, None]
-            if self.norm.training and maps.numel() == maps.shape[1]:  # one value a channel has no variance
+            alone = isinstance(self.norm, nn.BatchNorm2d) and maps.numel() == maps.shape[1]
+            if self.norm.training and alone:  # one value a channel has no variance
                 maps = F.batch_norm(maps, self.norm.running_mean, self.norm.running_var, eps=self.norm.eps)
             else:
                 maps = self.norm(maps)

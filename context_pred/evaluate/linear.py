@@ -22,7 +22,18 @@ from context_pred.training.loop import PRECISIONS
 from context_pred.training.rates import StepRates
 
 from . import _schedule, features, sources
-from .augment import Augmentation, Batch, Crop, Interpolation, Lighting, TestImages, TrainImages, collate, prepared
+from .augment import (
+    Augmentation,
+    Batch,
+    Crop,
+    Interpolation,
+    Lighting,
+    TestImages,
+    TrainImages,
+    check_tests,
+    collate,
+    prepared,
+)
 from .feature_batches import FeatureBatch, FeatureRows
 from .features import Preprocessing
 from .heads import Frozen, Heads, SumOfLosses, accuracies
@@ -223,13 +234,12 @@ def _stored(job: Job) -> bool:
     Raises:
         InvalidInputError: pixels or HOG, and images anew in every epoch.
     """
-    settings: Settings = job.settings
     fixed = job.source.kind in sources.FIXED
-    if fixed and settings.augment == "full":
+    if fixed and job.settings.augment == "full":
         raise InvalidInputError(
             f"augment = 'full' with model {job.source.name}: accepted is 'none', since pixels and HOG are stored once."
         )
-    return fixed or settings.augment == "none"
+    return fixed or bool(job.settings.augment == "none")
 
 
 def _notes(job: Job) -> list[str]:
@@ -321,16 +331,18 @@ def fit(inputs: Inputs, settings: Settings) -> list[dict[str, Any]]:
     )
     identity = _identity(job, inputs.shapes)
     kept = Kept(job.out / NAME / "curve.jsonl", digest(identity))
-    known: dict[int, Any] = job.ranks.lead(lambda: {epoch: kept[epoch,] for epoch in _epochs(settings, kept)})
+    epochs = range(1, settings.epochs + 1)
+    known: dict[int, Any] = job.ranks.lead(lambda: {epoch: kept[epoch,] for epoch in epochs if (epoch,) in kept})
 
     def measure(epoch: int) -> None:
-        outputs = _outputs(inputs, heads)
-        found = accuracies(outputs, heads.layers, job.ranks)
+        found = accuracies(_outputs(inputs, heads), heads.layers, job.ranks)
         known[epoch] = {layer: dict(zip(("top-1", "top-5"), pair, strict=True)) for layer, pair in found.items()}
         if job.ranks.rank == 0:
             kept.keep((epoch,), known[epoch])
 
     if settings.epochs not in known:
+        if isinstance(inputs.tests, TestImages):
+            check_tests(job)
         per_epoch = [1]  # steps, as the loop counts them
 
         def rates(steps: int) -> StepRates:
@@ -360,10 +372,6 @@ def fit(inputs: Inputs, settings: Settings) -> list[dict[str, Any]]:
         )
         measure(settings.epochs)
     return [{"epoch": epoch, "layers": known[epoch]} for epoch in sorted(known)]
-
-
-def _epochs(settings: Settings, kept: Kept) -> list[int]:
-    return [epoch for epoch in range(1, settings.epochs + 1) if (epoch,) in kept]
 
 
 def optimizer(settings: Settings, heads: nn.Module) -> torch.optim.Optimizer:

@@ -27,7 +27,7 @@ from context_pred.errors import InvalidInputError, TrainingDivergedError
 from context_pred.training.loop import PRECISIONS
 
 from . import _schedule, features
-from .augment import Augmentation, Batch, Interpolation, TestImages, TrainImages, collate, prepared
+from .augment import Augmentation, Batch, Interpolation, TestImages, TrainImages, check_tests, collate, prepared
 from .features import Preprocessing
 from .heads import accuracies
 from .job import Job, Measurement, Result
@@ -311,6 +311,7 @@ def _pair(figure: list[float] | None) -> tuple[float, float] | None:
 def _measured(job: Job, trial: Trial, identity: str) -> tuple[float, float]:
     settings: Settings = job.settings
     own, device, data = job.preprocessing, device_of(job), job.data
+    check_tests(job)
     classifier = make(job)
     examples = TrainImages(
         [data.train.files[number] for number in trial.images],

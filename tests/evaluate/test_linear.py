@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor
 
 from context_pred.cli import main
-from context_pred.errors import InvalidInputError, StoppedError, StorageError, TrainingDivergedError
+from context_pred.errors import ImageError, InvalidInputError, StoppedError, StorageError, TrainingDivergedError
 from context_pred.evaluate import Result, feature_batches, labelled, linear, settings, sources
 from context_pred.evaluate import run as run_protocol
 from context_pred.evaluate.augment import TestImages
@@ -497,6 +497,16 @@ def test_damaged_images_are_found_before_the_training(mini: Mini, tmp_path: Path
     assert "1 damaged images were left out" in str(result)
 
 
+def test_a_damaged_test_image_is_told_before_the_training(
+    mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = mini.folders("train", "test")
+    (data / "test" / "cat" / "1.jpg").write_text("words")
+    monkeypatch.setattr(linear, "train", lambda *_: pytest.fail("too early"))
+    with pytest.raises(ImageError, match=r"1 of the labelled images.*test/cat/1\.jpg .*--set skip_damaged=true"):
+        run("random:resnet18", data, tmp_path / "out", layers="feature1")
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -538,7 +548,7 @@ def test_two_processes_learn_what_one_does(mini: Mini, tmp_path: Path) -> None:
 def test_batch_norm_in_parts_is_said(tmp_path: Path, captured: dict[str, Any], mini: Mini) -> None:
     job = job_of(sources.find("random:resnet18"), tmp_path, of_row(size=32), labelled.read(mini.imagenet_flat()))
     assert linear.run(job).details["notes"] == []
-    shared: Any = SimpleNamespace(count=2, rank=0, lead=lambda work: work())
+    shared: Any = SimpleNamespace(count=2, rank=0, lead=lambda work: work(), gather=lambda item: [item])
     notes = linear.run(dataclasses.replace(job, out=tmp_path / "two", ranks=shared)).details["notes"]
     assert notes == ["Batch norm saw the batch in 2 parts, one a process, not whole."]
 
