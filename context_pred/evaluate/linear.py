@@ -179,9 +179,7 @@ def defaults(variant: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def usual_layers(settings: Settings) -> str:
     """All layers; with "gap" the last; mmselfsup 1.x has no head on the stem."""
-    if settings.pool == "gap":
-        return "last"
-    return "all but first" if settings.version == "1.x" else "all"
+    return "last" if settings.pool == "gap" else "all but first" if settings.version == "1.x" else "all"
 
 
 def opens_every_file(settings: Settings) -> bool:
@@ -196,9 +194,8 @@ class Inputs:
     Attributes:
         shapes: {layer: shape of one image's pooled map}.
         examples: Of training.
-        collate: From examples to a batch.
-        tests: Of the test.
-        collate_tests: Likewise.
+        collate: From these to a batch.
+        tests: Of the test; ``collate_tests`` likewise.
         pooled: From a batch of either to pooled maps and classes, on the device.
         test_batch: Images of the test at once.
         job: With as many loading processes as these examples need.
