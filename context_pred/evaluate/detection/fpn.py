@@ -155,7 +155,7 @@ class MaskHeads(Heads):
         """Return binary cross entropy of the masks of the proposals that belong to objects, their own class's alone."""
         positive = [label > 0 for label in labels]
         boxes = [one[mine] for one, mine in zip(proposals, positive, strict=True)]
-        logits = self.draw(self.draw_pool(maps, boxes, sizes))
+        logits = self.draw(self.draw_pool(maps, boxes, sizes)).float()
         wanted = torch.cat(
             [
                 mask_targets(target["masks"], match[mine], box, logits.shape[-1])
@@ -171,7 +171,7 @@ class MaskHeads(Heads):
         self, maps: dict[str, Tensor], found: list[dict[str, Tensor]], sizes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
         """Add "masks", (n, 28, 28), 0 … 1, to each image's detections."""
-        logits = self.draw(self.draw_pool(maps, [one["boxes"] for one in found], sizes))
+        logits = self.draw(self.draw_pool(maps, [one["boxes"] for one in found], sizes)).float()
         kinds = torch.cat([one["labels"] for one in found]) - 1
         masks = logits[torch.arange(len(kinds), device=kinds.device), kinds].sigmoid()
         parts = masks.split([len(one["labels"]) for one in found])

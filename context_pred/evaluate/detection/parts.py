@@ -85,6 +85,14 @@ class LeastMatcher(Matcher):  # type: ignore[misc]  # torchvision publishes no t
         return torch.where(weak >= 0, weak, matches)
 
 
+class _ExactHead(RPNHead):  # type: ignore[misc]
+    """torchvision's, in float32 from here on: under autocast pixels would be rounded to a few bits."""
+
+    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        scores, deltas = super().forward(maps)
+        return [one.float() for one in scores], [one.float() for one in deltas]
+
+
 class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
     """torchvision's region proposal network with mmdetection's anchors, matches, border and loss.
 
@@ -120,7 +128,7 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
         allowed_border: int,
         pad_to: int,
     ) -> None:
-        head = RPNHead(channels, anchors.num_anchors_per_location()[0])
+        head = _ExactHead(channels, anchors.num_anchors_per_location()[0])
         names = ("training", "testing")
         super().__init__(
             anchors, head, positive, negative, samples, positive_share, dict(zip(names, before, strict=True)),
@@ -230,8 +238,8 @@ class Predictor(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (n, classes + 1), the background first, and (n, 4 · (classes + 1)), zeros for the background."""
-        return self.cls_score(x), F.pad(self.bbox_pred(x), (4, 0))
+        """Return (n, classes + 1), the background first, and (n, 4 · (classes + 1)), zeros for it; both float32."""
+        return self.cls_score(x).float(), F.pad(self.bbox_pred(x).float(), (4, 0))
 
 
 class Heads(RoIHeads):  # type: ignore[misc]

@@ -225,7 +225,7 @@ def test_command_prints_the_table_and_writes_what_was_found(marked: Marked, tmp_
 
 
 def test_own_classes(marked: Marked, tmp_path: Path) -> None:
-    result = run(marked.own(), tmp_path / "out", small(steps=1, short_sides=[48, 64]))
+    result = run(marked.own(), tmp_path / "out", small(steps=1, short_sides=[48, 64], test_batch=2))
     assert {m.at["class"] for m in result.measured if m.at} == {"Platelets", "RBC"}
     assert result.ran_on["data"]["classes"] == 3
 

@@ -134,6 +134,7 @@ def test_every_setting_of_the_data_and_of_the_optimiser_that_are_built(captured:
 def test_command_prints_boxes_and_masks_beside_the_published(marked: Marked, tmp_path: Path) -> None:
     out = tmp_path / "out"
     chosen = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
+    chosen += ["--set", "precision=bfloat16"]
     common = ["evaluate", "detection", "--data", marked.coco(), "--out", out, "--device", "cpu", "--workers", 1]
     arguments = [str(one) for one in (*common, "--no-progress", "--model", "random:resnet18", *chosen)]
     outcome = CliRunner().invoke(main, arguments, prog_name="context-pred")

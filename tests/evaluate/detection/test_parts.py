@@ -133,6 +133,15 @@ def test_the_background_has_no_box() -> None:
     assert boxes[:, :4].eq(0).all()
 
 
+@pytest.mark.parametrize("module", [Predictor(8, 3), network(0).head], ids=["predictor", "proposals"])
+def test_boxes_are_exact_under_autocast(module: Any) -> None:
+    given = torch.randn(2, 8) if isinstance(module, Predictor) else [torch.randn(1, 4, 5, 5)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module(given)
+    tensors = found if isinstance(module, Predictor) else [one for part in found for one in part]
+    assert {one.dtype for one in tensors} == {torch.float32}
+
+
 def test_images_are_normalised_and_padded_with_zeros() -> None:
     transform = EvalTransform(mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3), channel_order="bgr")
     detector = Detector(nn.Identity(), network(0), nn.Identity(), transform, 32)  # type: ignore[arg-type]
