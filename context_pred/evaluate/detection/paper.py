@@ -20,6 +20,7 @@ from . import average_precision
 from .average_precision import Detections
 from .boxes import BoxedImages
 from .proposals import Boxes
+from .work import DETECTIONS, write
 
 NO_WEIGHTS = "No weights of the paper's tower come with this library: these are random ones."
 
@@ -28,7 +29,7 @@ def data_of(job: Job) -> BoxedImages:
     """Return VOC2007 of a devkit that has more, or a folder of one's own in VOC's layout, as it is.
 
     Raises:
-        InvalidInputError: COCO, whose boxes and figure are others; or no training image with an object.
+        InvalidInputError: COCO, whose boxes and figure are others; or a split without any object.
     """
     data: BoxedImages = job.data
     if data.kind == "coco":
@@ -37,15 +38,17 @@ def data_of(job: Job) -> BoxedImages:
         )
     if data.kind == "voc0712":
         data = data.only("VOC2007")
-    if not any(len(image) for image in data.train):
-        raise InvalidInputError(f"No object is marked in any training image of {data.name}: nothing to learn.")
+    for split, images, what in (("training", data.train, "learn"), ("test", data.test, "measure")):
+        if not any(len(image) for image in images):
+            raise InvalidInputError(f"No object is marked in any {split} image of {data.name}: nothing to {what}.")
     return data
 
 
 def result_of(
     job: Job, data: BoxedImages, found: Sequence[Detections], notes: Sequence[str], details: dict[str, Any]
 ) -> Result:
-    """Measure: mAP by VOC2007's 11-point rule, difficult objects ignored; the area form beside it; AP by class."""
+    """Write the detections, and measure: mAP by VOC2007's 11-point rule, difficult objects ignored; AP by class."""
+    job.ranks.lead(lambda: write(job.out / DETECTIONS, data, found))
     precision = {form: average_precision.voc(data.test, found, len(data.classes), form=form)[0] for form in _FORMS}
     points = precision["11-point"]
     measured = [

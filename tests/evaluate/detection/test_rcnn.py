@@ -308,6 +308,7 @@ def test_from_command_to_table_and_on_after_an_interruption(marked: Marked, tmp_
     assert "windows warped to 163 × 163 px" in record["ran_on"]["images"]
     assert record["details"]["positives"]["cat"] == 3
     assert (out / "plot.png").is_file()
+    assert json.loads((out / "seed-0" / "detections.json").read_text())
 
 
 @pytest.mark.parametrize(
