@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -114,9 +115,14 @@ def optimizer(model: nn.Module, settings: DetectorSettings) -> torch.optim.Optim
 
 def identity(data: BoxedImages, settings: DetectorSettings, job: Job) -> str:
     """Tell this training from others: its images and boxes, the settings, the model."""
-    boxes = [(one.boxes.round(2).tolist(), one.labels.tolist(), one.difficult.tolist()) for one in data.train]
+    boxes = hashlib.sha256()
+    for one in data.train:
+        for part in (one.boxes, one.labels, one.difficult, one.crowd, one.areas):
+            boxes.update(part.tobytes())
     told = {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("evaluate_every", "checkpoint_every")}
-    return identity_of([one.path for one in data.train], boxes, told, data.classes, job.source.digest, job.seed)
+    return identity_of(
+        [one.path for one in data.train], boxes.hexdigest(), told, data.classes, job.source.digest, job.seed
+    )
 
 
 def _record(job: Job, settings: DetectorSettings) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from click.testing import Result as Outcome
+from PIL import Image
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
@@ -317,3 +318,39 @@ def test_timms_resnets_are_taken_apart_too() -> None:
     with torch.inference_mode():
         (found,) = model([torch.zeros(3, 64, 96, dtype=torch.uint8)])
     assert set(found) == {"boxes", "scores", "labels"}
+
+
+@pytest.mark.slow
+def test_it_learns_to_find_squares(tmp_path: Path) -> None:
+    root = tmp_path / "squares"
+    rng = np.random.default_rng(0)
+    names = {"trainval": range(24), "test": range(24, 36)}
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / part).mkdir(parents=True)
+    for split, numbers in names.items():
+        for number in numbers:
+            pixels = rng.integers(90, 160, (64, 80, 3)).astype(np.uint8)
+            marks = []
+            for kind, color in (("red", (220, 30, 30)), ("blue", (30, 30, 220))):
+                x, y = int(rng.integers(0, 20)) + 40 * (kind == "blue"), int(rng.integers(0, 40))
+                pixels[y : y + 20, x : x + 20] = color
+                box = f"<xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + 20}</xmax><ymax>{y + 20}</ymax>"
+                marks.append(f"<object><name>{kind}</name><bndbox>{box}</bndbox></object>")
+            Image.fromarray(pixels).save(root / "JPEGImages" / f"{number}.png")
+            (root / "Annotations" / f"{number}.xml").write_text(f"<annotation>{''.join(marks)}</annotation>")
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(map(str, numbers)))
+    settings = {
+        "short_sides": [64], "batch": 4, "steps": 80, "learning_rate": 0.02, "rois": 16, "roi_size": 4,
+        "anchor_scales": [1.0, 2.0], "proposals_before": 200, "proposals": 60, "test_proposals": 30,
+    }  # fmt: skip
+    result = run(root, tmp_path / "out", settings)
+    assert next(m.value for m in result.measured if m.metric == "AP50" and not m.at) > 0.8
+
+
+def test_other_boxes_are_other_data(marked: Marked, tmp_path: Path) -> None:
+    data, out = marked.own(), tmp_path / "out"
+    run(data, out, small(steps=1))
+    assert run(data, out, small(steps=1)).measured  # from its last checkpoint
+    marked.annotated("blood", "b", [("RBC", (0.2, 0.2, 0.8, 0.8), False)])
+    with pytest.raises(InvalidInputError, match="other data or another length"):
+        run(data, out, small(steps=1))

@@ -151,6 +151,11 @@ def test_command_prints_boxes_and_masks_beside_the_published(marked: Marked, tmp
     assert {one["category_id"] for one in found["annotations"]} <= {3, 90}
 
 
+def test_nothing_found(marked: Marked, tmp_path: Path) -> None:
+    result = run(marked.coco(), tmp_path / "out", score=1.0)
+    assert [m.value for m in result.measured] == [0.0] * 6
+
+
 def test_perfect_detections_have_perfect_figures(marked: Marked) -> None:
     data = read(marked.coco())
     found = []
