@@ -60,7 +60,7 @@ def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     found = follow(given, usual.batch, usual.learning_rate)
     if "steps" in given:
         part = number(given, "steps", usual.steps) / usual.steps
-        if 0 < part < 1:
+        if part > 0:
             found["milestones"] = tuple(max(1, round(step * part)) for step in usual.milestones)
             found["warmup_steps"] = min(usual.warmup_steps, round(0.1 * part * usual.steps))
     if given.get("version") == "1.x":

@@ -84,7 +84,8 @@ def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     found = follow(given, usual.batch, usual.learning_rate)
     if "epochs" in given:
         part = number(given, "epochs", usual.epochs) / usual.epochs
-        found["milestones"] = tuple(max(1, round(epoch * part)) for epoch in usual.milestones)
+        if part > 0:
+            found["milestones"] = tuple(max(1, round(epoch * part)) for epoch in usual.milestones)
     if given.get("version") == "1.x":
         found["warmup_steps"] = 500
     return found
@@ -274,13 +275,14 @@ def build(backbone: Backbone, classes: int, settings: Settings, transform: EvalT
 
 
 def rates(settings: Settings, per_epoch: int) -> StepRates:
-    """Make the schedule for a number of steps an epoch."""
+    """Make the schedule for a number of steps an epoch; the warm-up is a tenth of the run at the most."""
+    steps = settings.epochs * per_epoch
     return StepRates(
         settings.learning_rate,
-        settings.epochs * per_epoch,
+        steps,
         tuple(epoch * per_epoch for epoch in settings.milestones),
         settings.factor,
-        settings.warmup_steps,
+        min(settings.warmup_steps, steps // 10),
         settings.warmup_start,
     )
 

@@ -127,6 +127,8 @@ def test_every_setting_of_the_data_and_of_the_optimiser_that_are_built(captured:
     assert rates.rate(999) < rates.rate(1000) == 0.02
     edges = [8 * 7330 - 1, 8 * 7330, 11 * 7330 - 1, 11 * 7330]
     assert [rates.rate(step) for step in edges] == pytest.approx([0.02, 0.002, 0.002, 0.0002])
+    short = captured.rates(10)  # a small set: the warm-up is a tenth of the run
+    assert short.rate(11) < short.rate(12) == 0.02
     assert defaults("coco-fpn", {"version": "1.x"}) == {"warmup_steps": 500}
     assert defaults("coco-fpn", {"epochs": "6"}) == {"milestones": (4, 6)}
 
