@@ -10,9 +10,9 @@ import copy
 import dataclasses
 import itertools
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -199,10 +199,11 @@ def run(job: Job) -> Result:
     data = job.data
     features.note(job, settings.preprocessing().transform(job.preprocessing), "gap")
     measured, grid, notes = [], [], []
+    open_tests = cache(partial(check_tests, job))  # once, and only where something is left to train
     for shown, which, images in labelled(data.train.files, data.train.single, settings.label_sets(), job.seed):
         rates = itertools.product(settings.learning_rates, settings.head_multipliers)
         trials = [Trial(shown, images, rate, multiplier) for rate, multiplier in rates]
-        found = [_figure(job, trial) for trial in trials]
+        found = [_figure(job, trial, open_tests) for trial in trials]
         grid += [_row(trial, figure) for trial, figure in zip(trials, found, strict=True)]
         finished = [(figure, trial) for figure, trial in zip(found, trials, strict=True) if figure is not None]
         if not finished:
@@ -282,7 +283,7 @@ def _number(line: str, files: Sequence[Path], of_name: dict[str, list[int]], pat
     raise InvalidInputError(f"{path}: {line!r} is no training image; accepted is a path or a name a line.")
 
 
-def _figure(job: Job, trial: Trial) -> tuple[float, float] | None:
+def _figure(job: Job, trial: Trial, open_tests: Callable[[], None]) -> tuple[float, float] | None:
     """Train one setting and measure top-1 and top-5, None where it diverged; that is kept, its checkpoint removed."""
     own, data = job.preprocessing, job.data
     learned = dataclasses.replace(job.settings, labels="1%", learning_rates=(1.0,), head_multipliers=(1.0,))
@@ -294,6 +295,7 @@ def _figure(job: Job, trial: Trial) -> tuple[float, float] | None:
     known: list[list[float] | None] = job.ranks.lead(lambda: [kept[what] for what in [(trial.name,)] if what in kept])
     if known:
         return _pair(known[0])
+    open_tests()
     try:
         top: tuple[float, float] | None = _measured(job, trial, identity)
     except TrainingDivergedError:
@@ -311,7 +313,6 @@ def _pair(figure: list[float] | None) -> tuple[float, float] | None:
 def _measured(job: Job, trial: Trial, identity: str) -> tuple[float, float]:
     settings: Settings = job.settings
     own, device, data = job.preprocessing, device_of(job), job.data
-    check_tests(job)
     classifier = make(job)
     examples = TrainImages(
         [data.train.files[number] for number in trial.images],

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from torch.nn import functional as F
 
 from context_pred.cli import main
-from context_pred.errors import InvalidInputError, StoppedError, TrainingDivergedError
+from context_pred.errors import ImageError, InvalidInputError, StoppedError, TrainingDivergedError
 from context_pred.evaluate import Result, labelled, semi_supervised, settings, sources
 from context_pred.evaluate import run as run_protocol
 from context_pred.evaluate.job import Job
@@ -233,6 +233,21 @@ def test_stopped_and_called_again_it_ends_as_if_never_stopped(
     assert names == ["50pct-lr0.01-head10"]
     assert resumed.measured == straight.measured
     assert resumed.details["grid"] == straight.details["grid"]
+
+
+def test_test_images_are_opened_once_before_the_first_training(
+    mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = mini.folders("train", "test")
+    opened: list[Job] = []
+    monkeypatch.setattr(semi_supervised, "check_tests", opened.append)
+    for _ in range(2):
+        run("random:resnet18", data, tmp_path / "out", {"head_multipliers": [1, 10], "epochs": 1})
+    assert len(opened) == 1
+    monkeypatch.undo()
+    (data / "test" / "cat" / "1.jpg").write_text("words")
+    with pytest.raises(ImageError, match=r"test/cat/1\.jpg"):
+        run("random:resnet18", data, tmp_path / "damaged")
 
 
 def test_a_setting_that_diverges_is_told_and_the_others_count(
