@@ -5,8 +5,8 @@
 
 Ours is `context-pred evaluate detection --variant voc0712-c4` with settings for a CPU (`OURS`; `--set` changes them).
 Torchvision's has its own parts, losses and recipe (`references/detection`: SGD, momentum .9, weight decay 1e-4, flip,
-linear warm-up, the rate divided by ten at 16/26 and 22/26 of the run) on its ResNet-18, at the same image sizes, batch
-and precision, with anchors that fit them, and batch norm that is trained, as in ours:
+linear warm-up, the rate divided by ten at 16/26 and 22/26 of the run) on its ResNet-18, at the same image sizes, batch,
+precision and numbers of proposals, with anchors that fit, and batch norm that is trained, as in ours:
 
 - `fpn`: what its `fasterrcnn_resnet50_fpn` is made of, the one Faster R-CNN with a ResNet that it publishes;
 - `map`: its `FasterRCNN` on one map of stride 16, as ours has, with its usual head of two linear layers.
@@ -105,7 +105,9 @@ class Theirs:
         transform = start.model.transform
         common = {
             "num_classes": len(data.classes) + 1, "min_size": own.short_sides, "max_size": own.max_side,
-            "image_mean": transform.mean, "image_std": transform.std,
+            "image_mean": transform.mean, "image_std": transform.std, "box_batch_size_per_image": own.rois,
+            "rpn_pre_nms_top_n_train": own.proposals_before, "rpn_post_nms_top_n_train": own.proposals,
+            "rpn_pre_nms_top_n_test": own.test_proposals_before, "rpn_post_nms_top_n_test": own.test_proposals,
         }  # fmt: skip
         ratios = (0.5, 1.0, 2.0)
         if kind == "fpn":
