@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -58,19 +58,24 @@ class FeatureRows:
         found = {layer: torch.from_numpy(read(array, wanted)) for layer, array in self.features.items()}
         return found, torch.from_numpy(self.classes[wanted])
 
-    def rows_within(self, memory: int) -> int:
-        """Return how many rows of all layers together fit into so many bytes, with the copies that training makes."""
-        values = sum(math.prod(shape) for shape in self.shapes.values())
-        return memory // (_COPIES * 4 * values)
 
-    def check(self, images: int, memory: int) -> None:
-        """Raise InvalidInputError where a batch of so many images does not fit into ``memory`` bytes."""
-        if self.rows_within(memory) < images:
-            needed = _COPIES * 4 * sum(math.prod(shape) for shape in self.shapes.values()) * images
-            raise InvalidInputError(
-                f"memory = {memory:,} bytes: a batch of {images} images with {len(self.features)} layers needs "
-                f"{needed:,}. Give it more, or a smaller batch, or one layer at a time (--layer)."
-            )
+def rows_within(shapes: Mapping[str, Sequence[int]], memory: int) -> int:
+    """Return how many rows of all layers together fit into so many bytes, with the copies that training makes."""
+    return memory // (_COPIES * 4 * _values(shapes))
+
+
+def check(shapes: Mapping[str, Sequence[int]], images: int, memory: int) -> None:
+    """Raise InvalidInputError where a batch of so many rows of these shapes does not fit into ``memory`` bytes."""
+    if rows_within(shapes, memory) < images:
+        raise InvalidInputError(
+            f"memory = {memory:,} bytes: a batch of {images} images with {len(shapes)} layers needs "
+            f"{_COPIES * 4 * _values(shapes) * images:,}. Give it more, or a smaller batch, or one layer at a time "
+            "(--layer)."
+        )
+
+
+def _values(shapes: Mapping[str, Sequence[int]]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def read(array: Any, rows: NDArray[np.int64]) -> NDArray[np.float32]:

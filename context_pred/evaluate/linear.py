@@ -21,7 +21,7 @@ from context_pred.training.examples import Examples
 from context_pred.training.loop import PRECISIONS
 from context_pred.training.rates import StepRates
 
-from . import _schedule, features, sources
+from . import _schedule, feature_batches, features, sources
 from .augment import (
     Augmentation,
     Batch,
@@ -240,11 +240,10 @@ def _stored(job: Job) -> bool:
 
 
 def _notes(job: Job) -> list[str]:
-    settings: Settings = job.settings
     notes = []
     if _stored(job):
         notes.append("Heads trained on stored features of images that were not augmented.")
-    if settings.norm and job.ranks.count > 1 and device_of(job).type == "cpu":
+    if job.settings.norm and job.ranks.count > 1 and device_of(job).type == "cpu":
         notes.append(f"Batch norm saw the batch in {job.ranks.count} parts, one a process, not whole.")
     return notes
 
@@ -256,6 +255,7 @@ def _images(job: Job) -> Inputs:
     test = settings.preprocessing().transform(own)
     features.note(job, test, settings.pool)
     frozen = Frozen(job.source.model.backbone, job.layers, settings.pool, device)
+    augmentation = settings.augmentation(own.channel_order, own.in_channels)
 
     def pooled(batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         images, classes = prepared(batch, own, device)
@@ -263,9 +263,7 @@ def _images(job: Job) -> Inputs:
 
     return Inputs(
         shapes=frozen.shapes(own.in_channels, settings.size),
-        examples=TrainImages(
-            data.train.files, data.train.single, settings.augmentation(own.channel_order, own.in_channels)
-        ),
+        examples=TrainImages(data.train.files, data.train.single, augmentation),
         collate=collate,
         tests=TestImages(data.test.files, data.test.single, test),
         collate_tests=collate,
@@ -276,25 +274,28 @@ def _images(job: Job) -> Inputs:
 
 
 def _features(job: Job) -> Inputs:
-    """Features of the test's preprocessing, computed once and read from their files."""
-    settings: Settings = job.settings
-    stored = [
-        {layer: job.features(name, layer, settings.preprocessing(), settings.pool) for layer in job.layers}
-        for name in ("train", "test")
-    ]
-    return of_features(job, FeatureRows(stored[0], job.data.train.single), FeatureRows(stored[1], job.data.test.single))
-
-
-def of_features(job: Job, rows: FeatureRows, tests: FeatureRows) -> Inputs:
-    """Return what to learn from and measure with of stored features.
+    """Features of the test's preprocessing, computed once and read from their files.
 
     Raises:
         InvalidInputError: a batch does not fit into the memory that the settings allow.
     """
     settings: Settings = job.settings
-    device, memory = device_of(job), bytes_of(settings.memory)
-    batch = min(settings.batch, len(rows))
-    rows.check(-(-batch // job.ranks.count), memory)
+    data, pool = job.data, job.source.pool(settings.pool)
+    train, test = data.train.single, data.test.single
+    frozen = Frozen(job.source.model.backbone, job.layers, pool, torch.device("cpu"))
+    shapes = frozen.shapes(job.preprocessing.in_channels, settings.size)
+    share = -(-min(settings.batch, len(train)) // job.ranks.count)
+    feature_batches.check(shapes, share, bytes_of(settings.memory))
+    stored = [
+        {layer: job.features(name, layer, settings.preprocessing(), settings.pool) for layer in job.layers}
+        for name in ("train", "test")
+    ]
+    return of_features(job, FeatureRows(stored[0], train), FeatureRows(stored[1], test))
+
+
+def of_features(job: Job, rows: FeatureRows, tests: FeatureRows) -> Inputs:
+    """Return what to learn from and measure with of stored features."""
+    device, memory = device_of(job), bytes_of(job.settings.memory)
 
     def pooled(batch: FeatureBatch) -> tuple[dict[str, Tensor], Tensor]:
         found, classes = batch
@@ -307,7 +308,7 @@ def of_features(job: Job, rows: FeatureRows, tests: FeatureRows) -> Inputs:
         tests=tests,
         collate_tests=tests.collate,
         pooled=pooled,
-        test_batch=max(1, min(_TEST_BATCH, tests.rows_within(memory))),
+        test_batch=max(1, min(_TEST_BATCH, feature_batches.rows_within(rows.shapes, memory))),
         job=dataclasses.replace(job, workers=0),  # a batch from another process would be a copy more
     )
 
