@@ -128,13 +128,13 @@ def test_windows_are_a_quarter_objects(marked: Marked) -> None:
 
 
 def test_channels_are_rescaled_on_windows(marked: Marked, tmp_path: Path) -> None:
-    job = job_of(marked, tmp_path, **SMALL)
+    job = job_of(marked, tmp_path, equalize=False, **SMALL | {"start_windows": 4})
     model = rcnn.build(job, 3)
     boxes = [np.concatenate([image.boxes, [[0, 0, 20, 20]]]).astype(np.float32) for image in job.data.train]
     examples = WindowExamples(job.data.train, boxes, 4)
-    assert rcnn.start(job, model, examples)["rescaled"][-1] == "fc7"
+    assert rcnn.start(job, model, examples) == {"rescaled": True, "rates equal to within": None}
     objective = rcnn.Objective(job.preprocessing, torch.device("cpu"), job.settings)
-    sampled = WindowExamples(job.data.train, boxes, 8, flip=0.0)
+    sampled = WindowExamples(job.data.train, boxes, 4, flip=0.0)
     order = torch.randperm(2, generator=keys.generator(0, 5)).tolist()
     batch = [sampled.example(k, keys.generator(keys.seed(0, 6), 0, k)) for k in order]
     model.eval()
@@ -142,6 +142,14 @@ def test_channels_are_rescaled_on_windows(marked: Marked, tmp_path: Path) -> Non
         mean, std = rescaling.moments(layer, lambda cuts: model.features(objective.windows(cuts)), [batch])
         assert mean.abs().max() < 1e-3
         assert (std - 1).abs().max() < 1e-2
+    rates = rescaling.rates(model, model.layers, lambda cuts: model.features(objective.windows(cuts)), [batch], 0)
+    assert rates[0] > 100 * rates[1:].max()  # why layers are made to learn at one rate, too
+    equal = dataclasses.replace(job, settings=dataclasses.replace(job.settings, equalize=True))
+    left = rcnn.start(equal, model, examples)["rates equal to within"]
+    assert left < 0.05
+    seed = keys.seed(0, 8)  # the gradient of another random direction is another, of so few windows
+    rates = rescaling.rates(model, model.layers, lambda cuts: model.features(objective.windows(cuts)), [batch], seed)
+    assert rates.max() / rates.min() < 1.2
 
 
 def images_with(count: int) -> list[BoxedImage]:
