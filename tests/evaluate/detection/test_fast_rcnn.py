@@ -108,7 +108,7 @@ def test_rois_are_drawn_by_their_overlap() -> None:
 
 
 def test_targets_are_shifts_in_sides_of_the_roi_divided_by_the_std() -> None:
-    rois = np.array([[10, 20, 29, 59], [0, 0, 9, 9]], np.float32)  # 20 × 40, 10 × 10
+    rois = np.array([[10, 20, 29, 59], [3, 0, 14, 9]], np.float32)  # 20 × 40, 12 × 10
     objects = np.array([[14, 24, 53, 43], [0, 0, 9, 9]], np.float32)  # 40 × 20
     found = regions.targets(rois, objects, torch.tensor([3, 0]), Settings())
     dx, dy = (34 - 20) / 20, (34 - 40) / 40

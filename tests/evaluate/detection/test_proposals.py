@@ -40,6 +40,24 @@ def test_search_finds_what_stands_out_in_pixels_of_the_image(width: int) -> None
     assert (best > 0.85).all(), best
 
 
+class Engine:
+    """Finds one box, 30 × 20 px at (4, 6) of the resized image."""
+
+    def process(self) -> list[list[int]]:
+        return [[4, 6, 30, 20]]
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+def test_the_last_pixel_is_within_also_where_the_image_was_resized(monkeypatch: Any) -> None:
+    segmentation = pytest.importorskip("cv2.ximgproc").segmentation
+    monkeypatch.setattr(segmentation, "createSelectiveSearchSegmentation", Engine)
+    assert search(picture(), ProposalOptions(search_width=150)).tolist() == [[4, 6, 33, 25]]
+    assert search(picture(), ProposalOptions(search_width=300)).tolist() == [[2, 3, 16.5, 12.5]]
+    assert search(picture(), ProposalOptions(search_width=150, smallest_box=21)).tolist() == []
+
+
 def test_search_is_the_same_each_time_and_each_box_comes_once() -> None:
     options = ProposalOptions(search_width=150, smallest_box=10)
     first, second = search(picture(), options), search(picture(), options)

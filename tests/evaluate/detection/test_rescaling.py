@@ -163,6 +163,8 @@ def trained_statistics(backbone: ContextNetBackbone) -> ContextNetBackbone:
         count = len(norm.running_mean)  # type: ignore[arg-type]
         norm.running_mean.copy_(torch.randn(count, generator=generator))  # type: ignore[operator]
         norm.running_var.copy_(torch.rand(count, generator=generator) + 0.5)  # type: ignore[operator]
+    for layer in (backbone.conv3, backbone.conv4, backbone.conv5, backbone.fc6):
+        nn.init.normal_(layer.get_parameter("bias"))
     return backbone.eval()
 
 
