@@ -9,6 +9,7 @@ fine-tuning; SVMs on fc7; no box regression); Girshick et al. 2014 and its relea
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -331,7 +332,12 @@ def run(job: Job) -> Result:
         "positives": dict(zip(data.classes, detectors.positives, strict=True)),
         "negatives at last": dict(zip(data.classes, detectors.negatives, strict=True)),
     }
-    notes = [f"Proposals an image: {mean_of(train_boxes):,.0f} in training, {mean_of(test_boxes):,.0f} in the test."]
+    left = started["rates equal to within"]
+    equal = "" if left is None else f"; rates of all layers equal to within {100 * math.expm1(left):.1f} %"
+    notes = [
+        f"Proposals an image: {mean_of(train_boxes):,.0f} in training, {mean_of(test_boxes):,.0f} in the test.",
+        f"Start: channels {'rescaled' if started['rescaled'] else 'as they were'}{equal}.",
+    ]
     return result_of(job, data, found, notes, details)
 
 

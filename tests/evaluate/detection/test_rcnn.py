@@ -313,6 +313,7 @@ def test_from_command_to_table_and_on_after_an_interruption(marked: Marked, tmp_
     assert metrics == {("mAP", None), ("mAP (area)", None), ("AP", "cat"), ("AP", "dog")}
     assert "46.30" in outcome.stdout
     assert "45.70" in outcome.stdout
+    assert "Start: channels rescaled; rates of all layers equal to within" in outcome.stdout
     assert "windows warped to 163 × 163 px" in record["ran_on"]["images"]
     assert record["details"]["positives"]["cat"] == 3
     assert (out / "plot.png").is_file()
