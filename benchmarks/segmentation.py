@@ -46,8 +46,8 @@ from context_pred.evaluate.segmentation.layouts import read
 from context_pred.training import keys
 
 OURS: dict[str, Any] = {
-    "scale": (480, 360), "crop": 240, "batch": 4, "output_stride": 16, "learning_rate": 0.02, "precision": "bfloat16",
-    "pictures": 0, "checkpoint_every": 10**6,
+    "scale": (480, 360), "crop": 240, "batch": 4, "output_stride": 16, "learning_rate": 0.05, "distortion": 0.0,
+    "precision": "bfloat16", "pictures": 0, "checkpoint_every": 10**6,
 }  # fmt: skip
 
 Step = Callable[[int], None]
