@@ -10,7 +10,20 @@ from context_pred.errors import InvalidInputError
 
 INSTALL = 'pip install "context-pred[eval]"'
 
-_PACKAGES = ("context-pred", "torch", "torchvision", "numpy", "pillow", "scikit-learn", "scikit-image", "timm")
+_PACKAGES = (
+    "context-pred",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+    "scikit-image",
+    "scipy",
+    "timm",
+    "torchmetrics",
+    "faster-coco-eval",
+    "opencv-contrib-python-headless",
+)
 
 
 def need(module: str, what: str) -> Any:

@@ -40,8 +40,9 @@ PROTOCOLS: dict[str, str] = {
 
 LAYERS ("all", "all but first", "last", "none") or usual_layers(settings); DRAWS = False: nothing is drawn; VARIANTS:
 its rows, as layouts of data name them; defaults(variant, given): other defaults of Settings; TRAINS = True: networks
-only, and with skip_damaged every file is opened first, as where opens_every_file(settings) says so; DataOptions and
-read(folder, options): its data, with ``described()``, ``every_file()`` and ``without(damaged)``.
+only, and with skip_damaged every file is opened first, as where opens_every_file(settings) says so; DataOptions,
+read(folder, options) and of_row(variant, data): its data, with ``described()``, ``every_file()`` and
+``without(damaged)``.
 """
 
 KEPT = "What was computed is kept; the same command goes on."
@@ -161,6 +162,7 @@ def _plan(
     is_path = isinstance(data, (str, Path))
     read = getattr(module, "read", labelled.read)(data, options) if is_path else data
     row = _variant(protocol, module, variant, read)
+    read = module.of_row(row, read) if hasattr(module, "of_row") else read
     kind = module.settings_of(row) if hasattr(module, "settings_of") else module.Settings
     usual = module.defaults(row, given or {}) if hasattr(module, "defaults") else {}
     chosen = settings.part(protocol, kind, {**usual, **(given or {})}, also=data_kind)

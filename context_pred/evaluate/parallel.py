@@ -80,6 +80,7 @@ def run_jobs(
     title: str,
     done: int,
     progress: bool,
+    unit: str = " fits",
 ) -> Iterator[Any]:
     """Call a function of a module with every job's arguments, and yield what it returns as it comes, in any order.
 
@@ -94,10 +95,11 @@ def run_jobs(
         title: Of the progress bar.
         done: Jobs that an earlier run did, for the bar.
         progress: Show a bar on stderr.
+        unit: What a job is, on the bar.
     """
     from joblib import Parallel, delayed, parallel_config
 
-    with tqdm(total=done + len(jobs), initial=done, desc=title, unit=" fits", disable=not progress) as bar:
+    with tqdm(total=done + len(jobs), initial=done, desc=title, unit=unit, disable=not progress) as bar:
         if not jobs:
             return
         with parallel_config("loky", inner_max_num_threads=1):

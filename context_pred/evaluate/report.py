@@ -53,9 +53,8 @@ def text(result: Result) -> str:
     if counts:
         parts.append(f"±: standard deviation over {' or '.join(map(str, counts))} {_drawn(ran)}.")
     if result.best is not None:
-        parts.append(
-            f"Best: {_where(result.best.layer, result.best.at)}, {result.best.metric} {_percent(result.best)} %."
-        )
+        where = _where(result.best.layer, result.best.at)
+        parts.append(f"Best: {where}{', ' if where else ''}{result.best.metric} {_percent(result.best)} %.")
     said = [f"[{k + 1}] {note}" for k, note in enumerate(notes)]
     elsewhere = _elsewhere(result)
     if said or elsewhere:
@@ -177,7 +176,8 @@ def _comparable(result: Result) -> str:
             f"{name} has {train:,} and {test:,} images, and these are {data['train']:,} and {data['test']:,}"
         )
     if not str(result.ran_on.get("file", "")).startswith("resnet50_8xb64-steplr-70e"):
-        reasons.append(f"they are of a ResNet-50 trained on ImageNet, and this is {result.ran_on.get('model')}")
+        network = "the paper's own network" if (result.variant or "").startswith("voc07-") else "a ResNet-50"
+        reasons.append(f"they are of {network} trained on ImageNet, and this is {result.ran_on.get('model')}")
     return f"The published figures are not to be held against this run: {'; '.join(reasons)}." if reasons else ""
 
 

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .boxes import DataOptions, read
+from .boxes import BoxedImages, DataOptions, read
 
 if TYPE_CHECKING:
     from context_pred.evaluate.job import Job, Result
 
-__all__ = ["LAYERS", "NAME", "TRAINS", "VARIANTS", "DataOptions", "defaults", "read", "run", "settings_of"]
+__all__ = ["LAYERS", "NAME", "TRAINS", "VARIANTS", "DataOptions", "defaults", "of_row", "read", "run", "settings_of"]
 
 NAME = "detection"
 LAYERS = "none"
@@ -45,6 +45,12 @@ def defaults(variant: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that follow from those given, as milestones from a number of steps."""
     module = _module(variant)
     return module.defaults(given) if hasattr(module, "defaults") else {}
+
+
+def of_row(variant: str, data: BoxedImages) -> BoxedImages:
+    """Return what a row takes of the data: VOC2007 alone where the paper's rows find a devkit with more."""
+    module = _module(variant)
+    return module.data_of(variant, data) if hasattr(module, "data_of") else data
 
 
 def run(job: Job) -> Result:

@@ -300,7 +300,7 @@ def detect(
 def run(job: Job) -> Result:
     """Search proposals, start the detector from data, train it, test it."""
     settings: Settings = job.settings
-    data = data_of(job)
+    data = data_of(str(job.variant), job.data)
     model = build(job, len(data.classes))
     train_boxes, test_boxes = (
         of_images(

@@ -25,17 +25,14 @@ from .work import DETECTIONS, write
 NO_WEIGHTS = "No weights of the paper's tower come with this library: these are random ones."
 
 
-def data_of(job: Job) -> BoxedImages:
+def data_of(variant: str, data: BoxedImages) -> BoxedImages:
     """Return VOC2007 of a devkit that has more, or a folder of one's own in VOC's layout, as it is.
 
     Raises:
         InvalidInputError: COCO, whose boxes and figure are others; or a split without any object.
     """
-    data: BoxedImages = job.data
     if data.kind == "coco":
-        raise InvalidInputError(
-            f"variant={job.variant!r} takes a folder in VOC's layout, and {data.name} is in COCO's."
-        )
+        raise InvalidInputError(f"variant={variant!r} takes a folder in VOC's layout, and {data.name} is in COCO's.")
     if data.kind == "voc0712":
         data = data.only("VOC2007")
     for split, images, what in (("training", data.train, "learn"), ("test", data.test, "measure")):

@@ -209,7 +209,8 @@ def _compute(
     lots = [(paths[k * CHUNK : (k + 1) * CHUNK], options, str(file)) for k, file in enumerate(files)]
     jobs = [lot for lot, file in zip(lots, files, strict=True) if not file.is_file()]
     title = f"selective search, {split}, lots of {CHUNK} images"
-    for _ in run_jobs(_searched, jobs, workers, title=title, done=len(lots) - len(jobs), progress=progress):
+    done = len(lots) - len(jobs)
+    for _ in run_jobs(_searched, jobs, workers, title=title, done=done, progress=progress, unit=" lots"):
         pass
 
 

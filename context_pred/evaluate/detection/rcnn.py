@@ -297,7 +297,7 @@ def features_of(
 def run(job: Job) -> Result:
     """Search proposals, fine-tune, train the SVMs, test them."""
     settings: Settings = job.settings
-    data = data_of(job)
+    data = data_of(str(job.variant), job.data)
     model = build(job, len(data.classes))
     train_boxes, test_boxes = (
         of_images(
