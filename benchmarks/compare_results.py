@@ -1,0 +1,95 @@
+"""Several results of one protocol side by side: a Markdown table on stdout, and a picture.
+
+    python benchmarks/compare_results.py --metric top-1 --out layers.png shipped=OUT1 random=OUT2 pixels=OUT3
+    python benchmarks/compare_results.py --metric mAP --at k=16 …
+
+Each OUT is a folder of ``context-pred evaluate``. Rows are layers (classes, where the protocol has no layers), columns
+the results, ± the standard deviation over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from context_pred.pictures import COLORS
+
+
+def read(folder: str, metric: str, at: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Return {layer or class: measurement} of one result; the best over a setting that is not asked for."""
+    record = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
+    found: dict[str, dict[str, Any]] = {}
+    for one in record["measured"]:
+        said = {key: str(value) for key, value in one["at"].items()}
+        if one["metric"] != metric or any(said.get(key) != value for key, value in at.items()):
+            continue
+        row = one["layer"] or said.get("class") or said.get("position") or "all"
+        if row not in found or one["value"] > found[row]["value"]:
+            found[row] = one
+    if not found:
+        raise SystemExit(f"{folder} has no {metric} at {at}.")
+    return found
+
+
+def main() -> None:
+    """Print the table and draw the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+", metavar="NAME=OUT")
+    parser.add_argument("--metric", required=True)
+    parser.add_argument("--at", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--title", default="")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    at = dict(pair.split("=", 1) for pair in args.at)
+    tables = {name: read(folder, args.metric, at) for name, folder in (one.split("=", 1) for one in args.results)}
+    rows = list(dict.fromkeys(row for table in tables.values() for row in table if len(table) > 1)) or ["all"]
+    single = {name: next(iter(table.values())) for name, table in tables.items() if len(table) == 1}
+    print("| | " + " | ".join(tables) + " |\n|" + " --- |" * (len(tables) + 1))
+    for row in rows:
+        print(f"| {row} | " + " | ".join(shown(table.get(row)) for table in tables.values()) + " |")
+    if single and rows != ["all"]:
+        print("| alone | " + " | ".join(shown(single.get(name)) for name in tables) + " |")
+    if args.out:
+        draw(tables, rows, single, args.metric, args.title, args.out)
+
+
+def shown(one: dict[str, Any] | None) -> str:
+    """Return a figure in per cent."""
+    if one is None:
+        return ""
+    spread = "" if one["spread"] is None else f" ± {100 * one['spread']:.2f}"
+    at = "".join(f" ({key} {value})" for key, value in one["at"].items() if key not in ("class", "position", "pool"))
+    return f"{100 * one['value']:.2f}{spread}{at}"
+
+
+def draw(tables: dict[str, Any], rows: list[str], single: dict[str, Any], metric: str, title: str, out: Path) -> None:
+    """Draw lines over the rows; results of one row alone as dashed lines."""
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    panel = figure.subplots()
+    for number, (name, table) in enumerate(tables.items()):
+        color = tuple(value / 255 for value in COLORS[number % len(COLORS)])
+        if name in single and rows != ["all"]:
+            panel.axhline(100 * single[name]["value"], color=color, ls="--", label=name)
+            continue
+        mine = [row for row in rows if row in table]
+        values = [100 * table[row]["value"] for row in mine]
+        spreads = [100 * (table[row]["spread"] or 0) for row in mine]
+        panel.errorbar([rows.index(row) for row in mine], values, yerr=spreads, fmt="o-", color=color, ms=4, capsize=3,
+                       label=name)  # fmt: skip
+    panel.set_xticks(range(len(rows)), rows)
+    panel.set_ylabel(f"{metric} %")
+    panel.set_ylim(bottom=0)
+    panel.grid(alpha=0.25)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.set_title(title, fontsize=10)
+    panel.legend(fontsize=8, frameon=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
