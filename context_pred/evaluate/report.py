@@ -157,6 +157,9 @@ _DATA = {
     "voc2007": ("VOC2007", 5011, 4952),
     "imagenet": ("ImageNet-1k", 1_281_167, 50_000),
     "places205": ("Places205", 2_448_873, 20_500),
+    "voc0712": ("VOC07+12", 16_551, 4952),
+    "coco": ("COCO2017", 117_266, 5000),
+    "voc12aug": ("VOC12 + Aug", 10_582, 1449),
 }
 """What each layout holds where it is the whole archive: its name, and its images of training and test."""
 
@@ -176,7 +179,8 @@ def _comparable(result: Result) -> str:
             f"{name} has {train:,} and {test:,} images, and these are {data['train']:,} and {data['test']:,}"
         )
     if not str(result.ran_on.get("file", "")).startswith("resnet50_8xb64-steplr-70e"):
-        network = "the paper's own network" if (result.variant or "").startswith("voc07-") else "a ResNet-50"
+        paper = result.protocol == "pretext" or (result.variant or "").startswith("voc07-")
+        network = "the paper's own network" if paper else "a ResNet-50"
         reasons.append(f"they are of {network} trained on ImageNet, and this is {result.ran_on.get('model')}")
     return f"The published figures are not to be held against this run: {'; '.join(reasons)}." if reasons else ""
 
