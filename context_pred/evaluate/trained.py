@@ -138,6 +138,8 @@ def train(job: Job, work: Training) -> Trained:
         seed=keys.seed(job.seed, 3),
     )
     checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+    if ranks.rank == 0:
+        checkpoints.clean()
     identity = hashlib.sha256(f"{work.identity}\0{images}\0{rates.steps}".encode()).hexdigest()
     state = checkpoints.latest(lambda state: _check(folder, state, identity))
     first = 0
