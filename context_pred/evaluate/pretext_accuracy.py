@@ -253,18 +253,19 @@ class Questions:
         except ImageError as error:
             return name, str(error).removeprefix(f"{name}: ")
         pixels, draws, inside = [], [], []
-        for _ in range(self.settings.draws):
+        pairs, count = self.settings.pairs, self.settings.draws
+        for number in range(count):
             size = self.geometry.size(opened.height, opened.width, generator)
-            draw, within = self._drawn(size, (opened.height, opened.width), image, generator)
+            most = pairs * (number + 1) // count - pairs * number // count
+            draw, within = self._drawn(size, (opened.height, opened.width), image, generator, most)
             pixels.append(scaled(opened, size, self.channels))
             draws.append(draw)
             inside.append(within)
         return Asked(tuple(pixels), tuple(draws), tuple(inside))
 
     def _drawn(
-        self, size: tuple[int, int], original: tuple[int, int], image: int, generator: torch.Generator
+        self, size: tuple[int, int], original: tuple[int, int], image: int, generator: torch.Generator, most: int
     ) -> tuple[PatchDraw, Tensor]:
-        most = -(-self.settings.pairs // self.settings.draws)
         draw = some_pairs(self.geometry.sampler.draw([size], generator), generator, most)
         draw = dataclasses.replace(draw, grayscale=self._turned(draw, size, generator))
         inside = torch.zeros(len(draw.position), dtype=torch.bool)

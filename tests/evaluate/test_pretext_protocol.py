@@ -148,6 +148,8 @@ def test_settings_reach_the_draws(few: Path) -> None:
 
     one = asked(Settings(pairs=60, draws=3))
     assert [len(draw.position) for draw in one.draws] == [20, 20, 20]
+    uneven = asked(Settings(pairs=62, draws=3))  # 62 at most, not three times 21
+    assert [len(draw.position) for draw in uneven.draws] == [20, 21, 21]
     assert [min(p.shape[1:]) for p in one.pixels] == [round(60 * 292 / 255)] * 3
     assert [min(p.shape[1:]) for p in asked(Settings(size=100)).pixels] == [100] * 5
     assert len({tuple(draw.boxes.flatten().tolist()) for draw in one.draws}) == 3
