@@ -39,11 +39,14 @@ PROTOCOLS: dict[str, str] = {
 """Name → module, which has NAME, Settings (or settings_of(variant)) and run(job), and where it differs from svm:
 
 LAYERS ("all", "all but first", "last", "none") or usual_layers(settings); DRAWS = False: nothing is drawn; VARIANTS:
-its rows, as layouts of data name them; defaults(variant, given): other defaults of Settings; TRAINS = True: networks
-only, and with skip_damaged every file is opened first, as where opens_every_file(settings) says so; DataOptions,
-read(folder, options) and of_row(variant, data): its data, with ``described()``, ``every_file()`` and
-``without(damaged)``.
+its rows, as layouts of data name them; defaults(variant, given): other defaults of Settings; row_options(given): which
+of the options given ask for another published row; TRAINS = True: networks only, and with skip_damaged every file is
+opened first, as where opens_every_file(settings) says so; DataOptions, read(folder, options) and of_row(variant, data):
+its data, with ``described()``, ``every_file()`` and ``without(damaged)``.
 """
+
+_NEUTRAL = ("k", "labels", "memory", "chunk", "evaluate_every", "checkpoint_every", "pictures")
+"""Settings that change no figure, or that each figure stands under in the table."""
 
 KEPT = "What was computed is kept; the same command goes on."
 
@@ -132,6 +135,7 @@ class _Plan:
     options: Any
     seeds: tuple[int, ...]
     notes: tuple[str, ...]
+    other_settings: tuple[str, ...]
 
     def command(self) -> dict[str, Any]:
         """What tells this run from another; the seeds do not: those of an earlier call are kept and others added."""
@@ -177,8 +181,19 @@ def _plan(
     where = str(Path(data).resolve()) if is_path else read.name
     return _Plan(
         protocol, module, source, read, where, row, _layers(protocol, source, layers, which), chosen, options, seeds,
-        tuple(notes),
+        tuple(notes), _other_settings(protocol, module, kind, chosen, row, given or {}),
     )  # fmt: skip
+
+
+def _other_settings(
+    protocol: str, module: Any, kind: type, chosen: Any, row: str | None, given: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Name the settings that are others than the row's own."""
+    asked = module.row_options(given) if hasattr(module, "row_options") else {}
+    usual = module.defaults(row, asked) if hasattr(module, "defaults") else {}
+    published = settings.part(protocol, kind, {**usual, **asked})
+    names = [field.name for field in dataclasses.fields(kind) if field.name not in _NEUTRAL]
+    return tuple(name for name in names if getattr(chosen, name) != getattr(published, name))
 
 
 def _measured(plan: _Plan, model: Any, place: Path, common: dict[str, Any]) -> Result:
@@ -219,6 +234,7 @@ def _measured(plan: _Plan, model: Any, place: Path, common: dict[str, Any]) -> R
         "settings": dataclasses.asdict(plan.settings),
         "data_options": dataclasses.asdict(plan.options),
         "seeds": list(plan.seeds),
+        "other_settings": list(plan.other_settings),
         "notes": list(plan.notes),
         "device": str(find_device(common["device"])),
         "processes": common["ranks"].count,

@@ -177,6 +177,12 @@ def defaults(variant: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     return found | _schedule.scaled(usual.epochs, usual.milestones, given)
 
 
+def row_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what asks for a published row: the mean over positions, which 1.x measures as 0.x does."""
+    names = ("pool", "version") if given.get("pool") == "gap" else ("pool",)
+    return {name: given[name] for name in names if name in given}
+
+
 def usual_layers(settings: Settings) -> str:
     """All layers; with "gap" the last; mmselfsup 1.x has no head on the stem."""
     return "last" if settings.pool == "gap" else "all but first" if settings.version == "1.x" else "all"

@@ -165,7 +165,7 @@ _DATA = {
 
 
 def _comparable(result: Result) -> str:
-    """Say so where the published figures belong to other data or other weights than were measured."""
+    """Say so where the published figures belong to other data, weights or settings than were measured."""
     figures = [figure for figure in result.published if figure.of == "relative location"]
     if not figures:
         return ""
@@ -178,10 +178,15 @@ def _comparable(result: Result) -> str:
         reasons.append(
             f"{name} has {train:,} and {test:,} images, and these are {data['train']:,} and {data['test']:,}"
         )
-    if not str(result.ran_on.get("file", "")).startswith("resnet50_8xb64-steplr-70e"):
-        paper = result.protocol == "pretext" or (result.variant or "").startswith("voc07-")
+    paper = result.protocol == "pretext" or (result.variant or "").startswith("voc07-")
+    if paper or not str(result.ran_on.get("file", "")).startswith("resnet50_8xb64-steplr-70e"):
         network = "the paper's own network" if paper else "a ResNet-50"
         reasons.append(f"they are of {network} trained on ImageNet, and this is {result.ran_on.get('model')}")
+    other = result.ran_on.get("other_settings", ())
+    if other:
+        settings = result.ran_on["settings"]
+        changed = ", ".join(f"{name} = {_setting(settings[name])}" for name in other)
+        reasons.append(f"the protocol's settings were changed: {changed}")
     return f"The published figures are not to be held against this run: {'; '.join(reasons)}." if reasons else ""
 
 

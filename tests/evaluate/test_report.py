@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,17 @@ def test_other_data_or_other_weights_are_not_to_be_held_against() -> None:
     assert "this one is on data" in text(result(SECOND, kind="list"))
     assert "ImageNet-1k has 1,281,167 and 50,000 images, and these are 12 and 50,000" in text(result(SECOND, train=12))
     assert "they are of a ResNet-50" in text(result(""))
+
+
+def test_changed_settings_and_the_papers_own_network_are_said() -> None:
+    one = result(SECOND)
+    ran_on = {**one.ran_on, "settings": {"size": 32, "epochs": 2, "scale": (0.1, 1.0)}}
+    assert "not to be held against" not in text(replace(one, ran_on={**ran_on, "other_settings": []}))
+    shown = text(replace(one, ran_on={**ran_on, "other_settings": ["size", "scale"]}))
+    assert "against this run: the protocol's settings were changed: size = 32, scale = 0.1 1." in shown
+    data = {"kind": "voc2007", "name": "VOC2007", "train": 5011, "test": 4952, "notes": []}
+    paper = replace(one, protocol="detection", variant="voc07-fast-rcnn", published=figures("detection", "voc07-rcnn"))
+    assert "they are of the paper's own network" in text(replace(paper, ran_on={**ran_on, "data": data}))
 
 
 def test_figures_of_random_and_supervised_networks_are_listed_and_never_stand_beside() -> None:

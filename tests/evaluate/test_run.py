@@ -55,6 +55,8 @@ def test_command_prints_the_table_and_writes_everything(mini: Mini, tmp_path: Pa
     assert len(ran["digest"]) == 64
     assert ran["settings"]["temperature"] == 0.07
     assert "| feature5 | 1 " in outcome.stdout
+    assert ran["other_settings"] == ["size"]
+    assert "; the protocol's settings were changed: size = 32." in outcome.stdout
 
 
 BUILDERS = {
@@ -232,6 +234,20 @@ def test_merging_takes_the_best_of_the_means() -> None:
     merged = merge([result(0.5, 0.1), result(0.2, 0.4), result(0.1, 0.4)], (0, 1, 2))
     assert merged.best is not None
     assert (merged.best.layer, merged.best.value) == ("feature1", pytest.approx(0.3))
+
+
+def test_settings_that_are_not_the_rows_own_are_named() -> None:
+    from context_pred.evaluate import linear
+    from context_pred.evaluate._run import _other_settings
+
+    def other(**given: Any) -> tuple[str, ...]:
+        chosen = linear.Settings(**linear.defaults("imagenet", given) | given)
+        return _other_settings("linear", linear, linear.Settings, chosen, "imagenet", given)
+
+    assert other() == other(pool="gap") == other(pool="gap", version="1.x") == other(memory="2GB") == ()
+    assert other(epochs=30, batch=64) == ("epochs", "milestones", "batch")
+    assert other(pool="gap", learning_rate=1.0) == ("learning_rate",)
+    assert other(version="1.x") == ("version", "milestones", "resampling", "lighting_on")
 
 
 def test_variants_of_a_protocol_follow_the_data_or_the_choice() -> None:
