@@ -70,7 +70,10 @@ def run(job: Job) -> Result:
     bank_labels, labels = job.data.train.single, job.data.test.single
     ks = [k for k in settings.k if k <= len(bank_labels)]
     if not ks:
-        raise InvalidInputError(f"k = {list(settings.k)}, but there are {len(bank_labels)} images to learn from.")
+        raise InvalidInputError(
+            f"k = {list(settings.k)}, but there are {len(bank_labels)} images to learn from; accepted are numbers up "
+            f"to that, as --set k=1,{min(5, len(bank_labels))}."
+        )
     preprocessing = Preprocessing(settings.size, resampling=settings.resampling)
     measured = []
     for layer in job.layers:

@@ -92,12 +92,17 @@ def _means(whole: str, part: str) -> bool:
 def _panel(panel: Any, measured: Sequence[Measurement], published: Sequence[Published]) -> None:
     key = _numeric(measured)
     layers = list(dict.fromkeys(m.layer or "" for m in measured))
-    groups = layers if key else list(dict.fromkeys(_setting(m) for m in measured))
-    group_of = (lambda f: f.layer or "") if key else _setting
-    places = {} if key else {layer: k for k, layer in enumerate(layers)}
+    settings = list(dict.fromkeys(_setting(m) for m in measured))
+    alone = layers == [""] and not key  # no layers: the settings run along the axis
+    groups = layers if key or alone else settings
+    group_of = (lambda f: f.layer or "") if key or alone else _setting
+    names = settings if alone else layers
+    places = {} if key else {name: k for k, name in enumerate(names)}
 
     def across(figure: Figure) -> float | None:
-        return float(figure.at[key]) if key and key in figure.at else places.get(figure.layer or "")
+        if key and key in figure.at:
+            return float(figure.at[key])
+        return places.get(_setting(figure) if alone else figure.layer or "")
 
     for k, group in enumerate(groups):
         color = _color(k)
@@ -112,14 +117,15 @@ def _panel(panel: Any, measured: Sequence[Measurement], published: Sequence[Publ
             xs, ys = [x for x, _ in known], [100 * p.value for _, p in known]
             panel.plot(xs, ys, "o", mfc="none", color=color, ms=8, label=label)
     if key:
-        ticks = sorted({float(m.at[key]) for m in measured})
+        drawn: list[Figure] = [*measured, *(p for p in published if group_of(p) in groups and key in p.at)]
+        ticks = sorted({float(figure.at[key]) for figure in drawn})
         if min(ticks) > 0:
             panel.set_xscale("log")
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.minorticks_off()
         panel.set_xlabel(key)
     else:
-        panel.set_xticks(range(len(layers)), layers)
+        panel.set_xticks(range(len(names)), names)
         panel.margins(x=0.1)
     panel.grid(alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)

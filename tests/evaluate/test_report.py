@@ -74,6 +74,22 @@ def test_json_keeps_every_field(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plot.png", "result.json", "result.md"]
 
 
+def test_the_axis_of_the_plot_names_measured_and_published_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+
+    from context_pred.evaluate.plot import draw
+
+    asked: list[list[str]] = []
+    monkeypatch.setattr(Axes, "set_xticks", lambda panel, ticks, labels: asked.append(list(labels)))
+    measured = tuple(Measurement("top-1", 0.3, "feature5", {"k": k}) for k in (1, 20))
+    draw(Result("knn", None, measured, figures("knn"), ran_on={}), tmp_path / "plot.png")
+    shares = tuple(Measurement("top-1", 0.3, None, {"labels": share}) for share in ("1 %", "10 %"))
+    draw(Result("semi-supervised", None, shares, figures("semi-supervised"), ran_on={}), tmp_path / "plot.png")
+    assert asked == [["1", "10", "20", "100", "200"], ["labels 1 %", "labels 10 %"]]
+
+
 def test_published_figures_are_those_of_the_cards() -> None:
     """The cards were written from the same sources on their own; a slip in either shows here."""
     ours = {f"{100 * f.value:.2f}" for key in _FIGURES for f in _FIGURES[key] if f.of == "relative location"}

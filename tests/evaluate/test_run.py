@@ -169,7 +169,7 @@ def test_damaged_images_are_left_out_on_demand_and_labels_stay_beside_features(
 
 def test_a_run_that_failed_leaves_a_folder_that_another_may_take(mini: Mini, tmp_path: Path) -> None:
     data, out = mini.folders("train", "test"), tmp_path / "out"
-    with pytest.raises(InvalidInputError, match=r"k = \[50\], but there are 6 images"):
+    with pytest.raises(InvalidInputError, match=r"k = \[50\], but there are 6 images.*as --set k=1,5"):
         run("pixels", data, out, {"k": [50]})
     assert run("pixels", data, out).measured
 
