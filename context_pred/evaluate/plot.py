@@ -109,11 +109,7 @@ def _panel(panel: Any, measured: Sequence[Measurement], published: Sequence[Publ
         _line(panel, [m for m in measured if group_of(m) == group], across, group or "measured", color)
         known = [(x, p) for p in published if group_of(p) == group and (x := across(p)) is not None]
         if known:
-            label = (
-                f"published ({', '.join(dict.fromkeys(p.data for _, p in known))})"
-                if k in (0, len(groups) - 1)
-                else None
-            )
+            label = f"published ({', '.join(dict.fromkeys(p.data for _, p in known))})"
             xs, ys = [x for x, _ in known], [100 * p.value for _, p in known]
             panel.plot(xs, ys, "o", mfc="none", color=color, ms=8, label=label)
     if key:

@@ -90,6 +90,22 @@ def test_the_axis_of_the_plot_names_measured_and_published_values(
     assert asked == [["1", "10", "20", "100", "200"], ["labels 1 %", "labels 10 %"]]
 
 
+def test_the_plot_says_what_hollow_points_are_on_whichever_layer_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    from context_pred.evaluate.plot import draw
+
+    named: list[str] = []
+    monkeypatch.setattr(Figure, "legend", lambda figure, handles, labels, **_: named.extend(labels))
+    layers = [f"feature{number}" for number in range(1, 6)]
+    measured = tuple(Measurement("mAP", 0.3, layer, {"k": k}) for layer in layers for k in (1, 2))
+    draw(Result("low-shot-svm", None, measured, figures("low-shot-svm"), ran_on={}), tmp_path / "plot.png")
+    assert named.count("published (VOC2007)") == 1
+    assert set(layers) < set(named)
+
+
 def test_published_figures_are_those_of_the_cards() -> None:
     """The cards were written from the same sources on their own; a slip in either shows here."""
     ours = {f"{100 * f.value:.2f}" for key in _FIGURES for f in _FIGURES[key] if f.of == "relative location"}
