@@ -69,9 +69,10 @@ class SvmOptions:
             raise InvalidInputError(
                 f"positive_weight = {self.positive_weight}, tolerance = {self.tolerance}: accepted is a number above 0."
             )
-        if self.max_iterations < 1 or self.folds < 2:
+        if not 1 <= self.max_iterations < 2**31 or self.folds < 2:
             raise InvalidInputError(
-                f"max_iterations = {self.max_iterations}, folds = {self.folds}: accepted are 1 or more, and 2 or more."
+                f"max_iterations = {self.max_iterations}, folds = {self.folds}: accepted are 1 … 2³¹ − 1, and 2 or "
+                "more."
             )
         if self.size < 1:
             raise InvalidInputError(f"size = {self.size}: accepted is 1 px or more.")

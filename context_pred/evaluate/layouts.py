@@ -218,7 +218,9 @@ def _read_places(folder: Path, options: DataOptions) -> LabelledImages:
     for path, name in zip(lists, _PLACES_LISTS, strict=True):
         if path is None:
             raise _missing(folder / "trainvalsplit_places205" / name, f"trainvalsplit_places205.tar.gz, {PLACES}")
-        rows.append([(line.rpartition(" ")[0].strip(), line.rpartition(" ")[2]) for line in _lines(path)])
+        rows.append([_places_row(path, line) for line in _lines(path)])
+        if not rows[-1]:
+            raise InvalidInputError(f"{path} lists nothing.")
     first = rows[0][0][0]
     archive = "data/vision/torralba/deeplearning/images256"  # as imagesPlaces205_resize.tar.gz unpacks
     root = next((folder / p for p in ("", "images256", archive) if (folder / p / first).is_file()), None)
@@ -226,6 +228,13 @@ def _read_places(folder: Path, options: DataOptions) -> LabelledImages:
         raise _missing(folder / "images256" / first, f"imagesPlaces205_resize.tar.gz, {PLACES}")
     train, test = ([(root / name, label) for name, label in part] for part in rows)
     return _of_rows(folder, "places205", train, test, [f"{folder}: Places205 layout, images in {root}."])
+
+
+def _places_row(path: Path, line: str) -> tuple[str, str]:
+    name, _, label = line.rpartition(" ")
+    if not name.strip() or not label.isdecimal():
+        raise InvalidInputError(f"{path}: {line!r}; accepted is FILE and the number of its class.")
+    return name.strip(), label
 
 
 def _read_inat(folder: Path, options: DataOptions) -> LabelledImages:
@@ -309,8 +318,11 @@ def _list_rows(path: Path, options: DataOptions) -> list[tuple[Path, str]]:
 def _class_names(folder: Path, label: int) -> dict[str, str]:
     """Read names of numbered classes: classes.csv (name, number, name, number …) or classes.txt (a name a line)."""
     if (folder / "classes.csv").is_file():
-        with open(folder / "classes.csv", encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.reader(file))
+        try:
+            with open(folder / "classes.csv", encoding="utf-8-sig", newline="") as file:
+                rows = list(csv.reader(file))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise InvalidInputError(f"{folder / 'classes.csv'} cannot be read as a list: {error}") from error
         column = 2 * label - 1
         return {row[column].strip(): row[column - 1].strip() for row in rows[1:] if len(row) > column}
     if (folder / "classes.txt").is_file():

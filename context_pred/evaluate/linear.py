@@ -120,14 +120,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _schedule.check(self.epochs, self.batch, self.per_device, self.evaluate_every)
-        if self.learning_rate <= 0 or self.momentum < 0 or self.weight_decay < 0 or self.init_std < 0:
+        _schedule.check(self.epochs, self.milestones, self.factor, self.batch, self.per_device, self.evaluate_every)
+        _schedule.check_sgd(self.momentum, self.nesterov, self.weight_decay, self.init_std)
+        if self.learning_rate <= 0 or not 0 < self.norm_momentum <= 1:
             raise InvalidInputError(
-                f"learning_rate = {self.learning_rate}, momentum = {self.momentum}, weight_decay = "
-                f"{self.weight_decay}, init_std = {self.init_std}: accepted is a rate above 0, the others from 0 up."
+                f"learning_rate = {self.learning_rate}, norm_momentum = {self.norm_momentum}: accepted is a rate above "
+                "0, and a momentum above 0 and up to 1."
             )
-        if self.nesterov and not self.momentum:
-            raise InvalidInputError("nesterov needs a momentum above 0; accepted without: nesterov = false.")
         bytes_of(self.memory)
         self.preprocessing()
         self.augmentation("rgb", 3)

@@ -96,16 +96,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _schedule.check(self.epochs, self.batch, self.per_device)
+        _schedule.check(self.epochs, self.milestones, self.factor, self.batch, self.per_device)
+        _schedule.check_sgd(self.momentum, self.nesterov, self.weight_decay, self.init_std)
         for name in ("learning_rates", "head_multipliers"):
             values = getattr(self, name)
             if not values or min(values) <= 0 or len(set(values)) != len(values):
                 raise InvalidInputError(f"{name} = {list(values)}: accepted are different numbers above 0.")
-        if self.momentum < 0 or self.weight_decay < 0 or self.init_std < 0:
-            raise InvalidInputError(
-                f"momentum = {self.momentum}, weight_decay = {self.weight_decay}, init_std = {self.init_std}: "
-                "accepted is 0 or more."
-            )
         for which in self.label_sets():
             _share(which)
         self.preprocessing()

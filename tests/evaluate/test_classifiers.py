@@ -123,7 +123,7 @@ def test_folds_hold_an_image_of_either_kind() -> None:
 
 @pytest.mark.parametrize(
     "wrong", [{"costs": ()}, {"costs": (1.0, 1.0)}, {"costs": (0.0,)}, {"folds": 1}, {"positive_weight": 0.0},
-              {"tolerance": 0.0}, {"max_iterations": 0}, {"size": 0}]
+              {"tolerance": 0.0}, {"max_iterations": 0}, {"max_iterations": 2**31}, {"size": 0}]
 )  # fmt: skip
 def test_options_out_of_range(wrong: dict[str, object]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(wrong))):

@@ -98,6 +98,22 @@ def test_places205_lacks_a_list_or_the_images(mini: Mini) -> None:
         read(root)
 
 
+@pytest.mark.parametrize("content", [b"\xd6\xff\x00", b'a,"' + b"x" * 200_000])
+def test_names_of_classes_that_cannot_be_read(mini: Mini, content: bytes) -> None:
+    folder = mini.lists()
+    next(folder.rglob("classes.csv")).write_bytes(content)
+    with pytest.raises(InvalidInputError, match=r"classes\.csv cannot be read"):
+        read(folder)
+
+
+@pytest.mark.parametrize(("text", "words"), [("a/abbey/gsun_0.jpg\n", "accepted is FILE"), ("", "lists nothing")])
+def test_places205_lists_that_are_broken(mini: Mini, text: str, words: str) -> None:
+    root = mini.places("images256")
+    (root / "trainvalsplit_places205" / "train_places205.csv").write_text(text)
+    with pytest.raises(InvalidInputError, match=rf"train_places205\.csv.*{words}"):
+        read(root)
+
+
 def test_inaturalist_takes_numbers_and_names_from_the_json(mini: Mini) -> None:
     data = read(mini.inat())
     assert (data.kind, data.classes) == ("inat18", ("Parus major", "Parus ater"))

@@ -176,6 +176,14 @@ def test_lists_that_name_nothing_or_several(tmp_path: Path, lines: list[str], wo
         sets(str(tmp_path / "list.txt"), files=files)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"nesterov": True, "momentum": 0.0}, {"milestones": (0,)}, {"factor": 0.0}, {"weight_decay": -1.0}]
+)
+def test_numbers_out_of_range(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError, match=next(iter(wrong))):
+        semi_supervised.Settings(**wrong)
+
+
 def test_two_sets_of_the_same_share_are_told_apart(tmp_path: Path) -> None:
     files = [Path(f"{k}.jpg") for k in range(100)]
     (tmp_path / "fixed.txt").write_text("7.jpg\n")
