@@ -280,6 +280,28 @@ class Heads(RoIHeads):  # type: ignore[misc]
         )  # fmt: skip
         self.proposal_matcher = LeastMatcher(overlap, overlap, overlap if weak else None)
 
+    def assign_targets_to_proposals(
+        self, proposals: list[Tensor], objects: list[Tensor], kinds: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return for each image the objects that proposals belong to, and labels, 0 the background.
+
+        The objects' own boxes, which come last, each belong to themselves; the others are matched as if these were not
+        there, so that an object's best proposal is not its own box. Source: mmdetection 2.x ``BaseSampler.sample``,
+        which adds the objects after the assignment.
+        """
+        matched, labels = [], []
+        for boxes, mine, kind in zip(proposals, objects, kinds, strict=True):
+            others = boxes[: len(boxes) - len(mine)]
+            match = torch.full((len(others),), Matcher.BELOW_LOW_THRESHOLD, device=boxes.device)
+            if len(mine) and len(others):
+                match = self.proposal_matcher(box_iou(mine, others))
+            match = torch.cat([match, torch.arange(len(mine), device=boxes.device)])
+            found = match.clamp(min=0)
+            label = kind[found] if len(mine) else torch.zeros_like(found)
+            labels.append(label.where(match >= 0, (match == Matcher.BELOW_LOW_THRESHOLD).long() - 1))
+            matched.append(found)
+        return matched, labels
+
     def forward(
         self,
         maps: dict[str, Tensor],

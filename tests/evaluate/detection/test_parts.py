@@ -26,6 +26,7 @@ from context_pred.evaluate.detection.parts import (
     AlignedPool,
     Anchors,
     Detector,
+    Heads,
     LeastMatcher,
     Predictor,
     ProposalNetwork,
@@ -109,6 +110,27 @@ def test_head_losses_are_cross_entropy_and_l1_of_the_own_class() -> None:
     torch.testing.assert_close(losses["loss_classifier"], F.cross_entropy(scores, labels))
     own = (boxes[1, 8:12] - targets[1]).abs().sum() + (boxes[2, 4:8] - targets[2]).abs().sum()
     torch.testing.assert_close(losses["loss_box"], own / 4)
+
+
+@pytest.mark.parametrize(("weak", "expected"), [(True, [1, 1, 0, 1]), (False, [0, 1, 0, 1])])
+def test_an_objects_best_proposal_is_one_of_the_network_not_its_own_box(weak: bool, expected: list[int]) -> None:
+    heads = Heads(
+        nn.Identity(), nn.Identity(), nn.Identity(), overlap=0.5, weak=weak, rois=8, positive_share=0.25,
+        box_stds=(0.1, 0.1, 0.2, 0.2), score=0.05, nms=0.5, detections=5,
+    )  # fmt: skip
+    objects = torch.tensor([[0.0, 0, 100, 100], [0, 0, 100, 90]])
+    proposals = torch.tensor([[0.0, 0, 100, 98], [0, 0, 100, 80]])  # the first is the best of both objects
+    kinds = torch.tensor([7, 9])
+    matched, labels = heads.assign_targets_to_proposals([torch.cat([proposals, objects])], [objects], [kinds])
+    assert matched[0].tolist() == expected
+    assert labels[0].tolist() == kinds[expected].tolist()
+    far = torch.tensor([[200.0, 0, 300, 98]])
+    nothing = torch.zeros(0, 4)
+    matched, labels = heads.assign_targets_to_proposals(
+        [torch.cat([far, objects]), far, objects], [objects, nothing, objects], [kinds, kinds[:0], kinds]
+    )
+    assert [one.tolist() for one in labels] == [[0, 7, 9], [0], [7, 9]]
+    assert [one.tolist() for one in matched] == [[0, 0, 1], [0], [0, 1]]
 
 
 def test_pooling_is_aligned_and_picks_the_level_by_size() -> None:
