@@ -177,7 +177,7 @@ def run(job: Job) -> Result:
     if data.lacks:
         raise InvalidInputError(data.lacks)
     transform = settings.transform(job.preprocessing)
-    backbone = copy.deepcopy(job.source.model.backbone)
+    backbone = copy.deepcopy(job.source.model.backbone).requires_grad_(True)
 
     def score(found: list[Detections]) -> dict[str, Any]:
         return figures(data, found, settings.form)

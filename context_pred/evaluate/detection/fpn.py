@@ -224,6 +224,18 @@ def run_lengths_of(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshol
     return [coder.encode(np.asfortranarray(one.numpy(), np.uint8)) for one in paste(masks, boxes, size, threshold)]
 
 
+def _initialize(box_head: nn.Module, mask_head: nn.Module) -> None:
+    """Give linear layers Xavier's uniform weights, and them and the masks' last layers no bias.
+
+    torchvision leaves these as PyTorch makes them. Source: mmdetection 2.x ``ConvFCBBoxHead``, ``FCNMaskHead``.
+    """
+    for module in (*box_head.modules(), *mask_head.modules()):
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 def build(backbone: Backbone, classes: int, settings: Settings, transform: EvalTransform, what: str) -> Detector:
     """Make the detector of a backbone, which becomes part of it; the rest is random.
 
@@ -256,6 +268,7 @@ def build(backbone: Backbone, classes: int, settings: Settings, transform: EvalT
         MaskRCNNHeads(channels, [channels] * settings.mask_convs, dilation=1, norm_layer=nn.BatchNorm2d),
         MaskRCNNPredictor(channels, channels, classes),
     )
+    _initialize(box_head, mask_head)
     heads = MaskHeads(
         AlignedPool(settings.roi_size, STRIDES),
         box_head,
@@ -301,7 +314,7 @@ def run(job: Job) -> Result:
             "Accepted: data in COCO's layout; for boxes alone --variant voc0712-c4."
         )
     transform = settings.transform(job.preprocessing)
-    backbone = copy.deepcopy(job.source.model.backbone)
+    backbone = copy.deepcopy(job.source.model.backbone).requires_grad_(True)
     work = Work(
         build=lambda: build(backbone, len(data.classes), settings, transform, job.source.name),
         rates=lambda per_epoch: rates(settings, per_epoch),

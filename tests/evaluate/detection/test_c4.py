@@ -71,8 +71,9 @@ def captured(marked: Marked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise StoppedError("enough")
 
     monkeypatch.setattr(work, "train", stop)
-    settings = c4.Settings()
-    job = Job(sources.find("random:resnet50"), read(marked.voc()), tmp_path, (), settings, 0, 1, "cpu", progress=False)
+    settings, source = c4.Settings(), sources.find("random:resnet50")
+    source.model.backbone.requires_grad_(False)  # nothing stays frozen
+    job = Job(source, read(marked.voc()), tmp_path, (), settings, 0, 1, "cpu", progress=False)
     with pytest.raises(StoppedError):
         c4.run(job)
     return given[0]

@@ -47,6 +47,7 @@ def captured(marked: Marked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(work, "train", stop)
     data, source = read(marked.coco()), sources.find("random:resnet50")
+    source.model.backbone.requires_grad_(False)  # nothing stays frozen
     with pytest.raises(StoppedError):
         fpn.run(Job(source, data, tmp_path, (), fpn.Settings(), 0, 1, "cpu", progress=False))
     return given[0]
@@ -91,6 +92,9 @@ def test_every_setting_of_the_model_that_is_built(captured: trained.Training) ->
     assert len([m for m in heads.box_head.modules() if isinstance(m, nn.ReLU)]) == 5
     linear = [m for m in heads.box_head.modules() if isinstance(m, nn.Linear)]
     assert [(one.in_features, one.out_features) for one in linear] == [(256 * 49, 1024)]
+    assert linear[0].weight.abs().max().item() == pytest.approx((6 / (256 * 49 + 1024)) ** 0.5, rel=1e-3)  # Xavier's
+    last = heads.draw[1]
+    assert not any(one.bias.any() for one in (*linear, last.conv5_mask, last.mask_fcn_logits))
     assert heads.box_predictor.bbox_pred.out_features == 4 * 2
     assert heads.box_coder.weights == pytest.approx((10, 10, 5, 5))
     matcher = heads.proposal_matcher
