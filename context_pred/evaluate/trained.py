@@ -23,7 +23,7 @@ from context_pred.training.checkpoints import Checkpoints
 from context_pred.training.examples import Examples, Place, batches
 from context_pred.training.loop import PRECISIONS, Loop, Objective, Rates, StopRequest
 from context_pred.training.machine import own_device, usual_workers
-from context_pred.training.order import Order
+from context_pred.training.order import GroupedOrder, Order
 from context_pred.training.progress import LossWatch, Progress
 from context_pred.training.run import take_steps
 
@@ -47,6 +47,7 @@ class Training:
         per_device: Images a micro-batch; 0: the global batch shared among the ranks, so that batch norm sees all.
         sync_batch_norm: Batch norm sees the micro-batches of all ranks together; on GPUs, since torch has it there.
         whole_epochs: As in ``Order``.
+        groups: As in ``GroupedOrder``, for whole epochs; (), or a single one: ``Order`` is followed.
         precision: "float32", or "bfloat16" for autocast.
         channels_last: Lay the model and its input out channels-last.
         checkpoint_every: Steps between two checkpoints.
@@ -67,6 +68,7 @@ class Training:
     per_device: int = 0
     sync_batch_norm: bool = False
     whole_epochs: bool = True
+    groups: Sequence[int] = ()
     precision: str = "float32"
     channels_last: bool = False
     checkpoint_every: int = 200
@@ -117,7 +119,11 @@ def train(job: Job, work: Training) -> Trained:
     if images % ranks.count:
         raise InvalidInputError(f"{ranks.count} processes cannot share a batch of {images} images evenly.")
     per_device = min(work.per_device or images // ranks.count, images // ranks.count)
-    order = Order(count, images, per_device, job.seed, whole_epochs=work.whole_epochs)
+    order = (
+        GroupedOrder(count, images, per_device, job.seed, work.groups)
+        if len(set(work.groups)) > 1
+        else Order(count, images, per_device, job.seed, whole_epochs=work.whole_epochs)
+    )
     rates = work.rates(order.steps_per_epoch)
     order.numbers(ranks.rank, ranks.count)
     model = work.model.to(device)

@@ -6,6 +6,7 @@ rank computes some of them one after the other; which images a micro-batch holds
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -87,3 +88,37 @@ class Order:
             return order
         padded = self._share * self.micro_batches
         return order.repeat(-(-padded // self.count))[:padded]
+
+
+class GroupedOrder(Order):
+    """Whole epochs whose micro-batches hold images of one group each, as mmdetection's ``GroupSampler`` does.
+
+    Images of a like shape need little padding to one size. An epoch's permutation, padded from its own start so that
+    every step is full, is sorted by group and cut into micro-batches, which are shuffled; where two groups meet, one
+    micro-batch has images of both (upstream repeats images of the smaller group instead).
+
+    Args:
+        count: As in ``Order``, and so are the others.
+        images: As above.
+        per_device: As above.
+        seed: As above.
+        groups: The group of every image, a whole number.
+    """
+
+    def __init__(self, count: int, images: int, per_device: int, seed: int, groups: Sequence[int]) -> None:
+        super().__init__(count, images, per_device, seed)
+        self.groups, self.smallest = torch.tensor(groups), per_device
+
+    def micro_batch(self, step: int, number: int) -> list[tuple[int, int]]:
+        """Return (epoch, image) of micro-batch ``number`` of a step; images are numbered 0 … count − 1."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        first = (batch * self.micro_batches + number) * self.per_device
+        return [(epoch, image) for image in self._permutation(epoch)[first : first + self.per_device].tolist()]
+
+    def _permute(self, epoch: int) -> Tensor:
+        generator = keys.generator(self.seed, epoch)
+        order = torch.randperm(self.count, generator=generator)
+        padded = self.steps_per_epoch * self.micro_batches * self.per_device
+        order = order.repeat(-(-padded // self.count))[:padded]
+        order = order[self.groups[order].argsort(stable=True)].reshape(-1, self.per_device)
+        return order[torch.randperm(len(order), generator=generator)].flatten()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from context_pred.errors import InvalidInputError
-from context_pred.training.order import Order
+from context_pred.training.order import GroupedOrder, Order
 
 
 def epoch_of(order: Order, epoch: int, ranks: int = 1) -> list[int]:
@@ -81,3 +83,27 @@ def test_what_cannot_be_shared():
         Order(100, 100, 64, seed=0)
     with pytest.raises(InvalidInputError, match="No images"):
         Order(0, 64, 64, seed=0)
+
+
+@pytest.mark.parametrize("per_device", [2, 16])
+def test_micro_batches_of_one_group(per_device):
+    groups = [int(k % 10 < 7) for k in range(203)]
+    order = GroupedOrder(203, 16, per_device, 0, groups)
+    assert order.steps_per_epoch == 13
+    assert order.smallest == per_device
+    for epoch in range(3):
+        batches = [
+            order.micro_batch(step, number)
+            for step in range(13 * epoch, 13 * (epoch + 1))
+            for number in range(order.micro_batches)
+        ]
+        assert {len(batch) for batch in batches} == {per_device}
+        assert {where for batch in batches for where, _ in batch} == {epoch}
+        images = [image for batch in batches for _, image in batch]
+        assert len(images) == 208
+        assert set(images) == set(range(203))
+        kinds = [{groups[image] for _, image in batch} for batch in batches]
+        assert sum(len(kind) > 1 for kind in kinds) <= 1
+        assert sum(one != other for one, other in itertools.pairwise(kinds)) > 2  # not one group after the other
+    assert epoch_of(order, 0) == epoch_of(GroupedOrder(203, 16, per_device, 0, groups), 0)
+    assert epoch_of(order, 0) != epoch_of(order, 1)

@@ -87,6 +87,7 @@ def trained_and_tested(job: Job, work: Work) -> tuple[dict[str, Any], list[str]]
             identity=identity(data, settings, job),
             per_device=settings.per_device,
             sync_batch_norm=True,
+            groups=[int(one.size[0] > one.size[1]) for one in data.train],  # mmdetection's: wide ones, and others
             precision=settings.precision,
             checkpoint_every=settings.checkpoint_every,
             evaluate=evaluate,
