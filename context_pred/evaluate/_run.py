@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import time
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -164,7 +165,11 @@ def _plan(
     data_kind = getattr(module, "DataOptions", labelled.DataOptions)
     options = settings.part(protocol, data_kind, settings.of_kind(data_kind, given))
     is_path = isinstance(data, (str, Path))
-    read = getattr(module, "read", labelled.read)(data, options) if is_path else data
+    reader = getattr(module, "read", labelled.read)
+    wanted = typing.get_type_hints(reader)["return"]
+    if not is_path and not isinstance(data, wanted):
+        raise InvalidInputError(f"Data given as {type(data).__name__}; {protocol} takes a path or {wanted.__name__}.")
+    read = reader(data, options) if is_path else data
     row = _variant(protocol, module, variant, read)
     read = module.of_row(row, read) if hasattr(module, "of_row") else read
     kind = module.settings_of(row) if hasattr(module, "settings_of") else module.Settings

@@ -217,6 +217,12 @@ def test_unknown_protocol_and_missing_data(mini: Mini, tmp_path: Path) -> None:
     assert "is no folder" in call("knn", tmp_path / "nowhere", tmp_path / "out", "--model", "pixels").stderr
 
 
+def test_data_of_another_kind_is_refused(mini: Mini, tmp_path: Path) -> None:
+    for protocol, data, kind in (("knn", None, "LabelledImages"), ("pretext", mini, "PretextImages")):
+        with pytest.raises(InvalidInputError, match=f"{type(data).__name__}; {protocol} takes a path or {kind}"):
+            run_protocol(protocol, "pixels", data, out=tmp_path / "out", progress=False)  # type: ignore[arg-type]
+
+
 def test_matplotlib_is_asked_for_before_anything_is_computed(
     mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
