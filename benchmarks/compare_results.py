@@ -50,19 +50,20 @@ def main() -> None:
     single = {name: next(iter(table.values())) for name, table in tables.items() if len(table) == 1}
     print("| | " + " | ".join(tables) + " |\n|" + " --- |" * (len(tables) + 1))
     for row in rows:
-        print(f"| {row} | " + " | ".join(shown(table.get(row)) for table in tables.values()) + " |")
+        print(f"| {row} | " + " | ".join(shown(table.get(row), at) for table in tables.values()) + " |")
     if single and rows != ["all"]:
-        print("| alone | " + " | ".join(shown(single.get(name)) for name in tables) + " |")
+        print("| alone | " + " | ".join(shown(single.get(name), at) for name in tables) + " |")
     if args.out:
         draw(tables, rows, single, args.metric, args.title, args.out)
 
 
-def shown(one: dict[str, Any] | None) -> str:
-    """Return a figure in per cent."""
+def shown(one: dict[str, Any] | None, asked: dict[str, str]) -> str:
+    """Return a figure in per cent, with the setting it was found at where that was not asked for."""
     if one is None:
         return ""
     spread = "" if one["spread"] is None else f" ± {100 * one['spread']:.2f}"
-    at = "".join(f" ({key} {value})" for key, value in one["at"].items() if key not in ("class", "position", "pool"))
+    known = ("class", "position", "pool", *asked)
+    at = "".join(f" ({key} {value})" for key, value in one["at"].items() if key not in known)
     return f"{100 * one['value']:.2f}{spread}{at}"
 
 
