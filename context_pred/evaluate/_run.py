@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import platform
 import statistics
 import time
@@ -17,7 +16,7 @@ from typing import Any
 import context_pred
 from context_pred.errors import InvalidInputError, unknown
 from context_pred.extract.network import find_device
-from context_pred.ranks import joined
+from context_pred.ranks import cores, joined
 from context_pred.training.machine import own_device
 
 from . import folder, labelled, published, quirks, report, settings, sources, trained
@@ -109,7 +108,7 @@ def run(
         if plan.where in map(str, (Path(out).resolve(), *Path(out).resolve().parents)):
             raise InvalidInputError(f"out={str(out)!r} lies within the data, {data}; choose a folder outside of it.")
         common = {
-            "workers": workers or usual_workers(),
+            "workers": workers or cores(),
             "device": device,
             "progress": progress and ranks.rank == 0,
             "kept": Path(features) if features is not None else Path(out) / "features",
@@ -248,11 +247,6 @@ def _measured(plan: _Plan, model: Any, place: Path, common: dict[str, Any]) -> R
     }
     figures = published.figures(plan.protocol, plan.variant)
     return dataclasses.replace(merge(results, plan.seeds), published=figures, variant=plan.variant, ran_on=ran_on)
-
-
-def usual_workers() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _module(protocol: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from torch import Tensor
 from context_pred.data import images
 from context_pred.data.transforms import EvalTransform
 from context_pred.errors import ImageError
+from context_pred.ranks import cores
 
 AHEAD = 2
 """Batches that are being opened while one is computed."""
@@ -103,5 +103,4 @@ def _waited(number: int, pixels: Tensor, futures: list[Future[dict[str, Any]]]) 
 
 def usual_workers(device: torch.device) -> int:
     """Threads that keep a network busy: two beside one that computes on the CPU, up to 16 beside any other."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(2 if device.type == "cpu" else 16, cores)
+    return min(2 if device.type == "cpu" else 16, cores())

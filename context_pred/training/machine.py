@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from context_pred.ranks import cores
+
 
 def own_device(device: torch.device) -> torch.device:
     """Give each rank of a machine a GPU of its own, and make it the one that NCCL uses."""
@@ -21,11 +23,11 @@ def own_device(device: torch.device) -> torch.device:
 
 def usual_workers(device: torch.device) -> int:
     """Return how many decoding processes a rank gets: one beside a CPU of several cores, up to 12 beside a GPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = cores()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.type == "cpu":
-        return min(1, cores // local - 1) if cores // local > 1 else 0
-    return max(1, min(12, cores // local - 1))
+        return min(1, count // local - 1) if count // local > 1 else 0
+    return max(1, min(12, count // local - 1))
 
 
 def lacks_bfloat16() -> bool:

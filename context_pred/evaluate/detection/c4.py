@@ -131,29 +131,13 @@ def build(backbone: nn.Module, classes: int, settings: Settings, transform: Eval
     proposals = ProposalNetwork(
         channels[2],
         Anchors(settings.anchor_scales, settings.anchor_ratios, (STRIDE,)),
-        positive=settings.rpn_positive,
-        negative=settings.rpn_negative,
-        least=settings.rpn_least,
-        samples=settings.rpn_samples,
-        positive_share=settings.rpn_positive_share,
-        before=(settings.proposals_before, settings.test_proposals_before),
-        after=(settings.proposals, settings.test_proposals),
-        overlap=settings.proposal_nms,
-        allowed_border=settings.allowed_border,
-        pad_to=settings.pad_to,
+        **settings.proposal_options(),
     )
     heads = Heads(
         AlignedPool(settings.roi_size, (STRIDE,)),
         SharedHead(stages[3], channels[3]),
         Predictor(channels[3], classes),
-        overlap=settings.roi_overlap,
-        weak=settings.roi_weak,
-        rois=settings.rois,
-        positive_share=settings.roi_positive_share,
-        box_stds=settings.box_stds,
-        score=settings.score,
-        nms=settings.nms,
-        detections=settings.detections,
+        **settings.head_options(),
     )
     return Detector(Stages(stem, *stages[:3]), proposals, heads, transform, settings.pad_to)
 

@@ -247,16 +247,7 @@ def build(backbone: Backbone, classes: int, settings: Settings, transform: EvalT
     proposals = ProposalNetwork(
         channels,
         Anchors(settings.anchor_scales, settings.anchor_ratios, (*STRIDES, 2 * STRIDES[-1])),
-        positive=settings.rpn_positive,
-        negative=settings.rpn_negative,
-        least=settings.rpn_least,
-        samples=settings.rpn_samples,
-        positive_share=settings.rpn_positive_share,
-        before=(settings.proposals_before, settings.test_proposals_before),
-        after=(settings.proposals, settings.test_proposals),
-        overlap=settings.proposal_nms,
-        allowed_border=settings.allowed_border,
-        pad_to=settings.pad_to,
+        **settings.proposal_options(),
     )
     box_head = FastRCNNConvFCHead(
         (channels, settings.roi_size, settings.roi_size),
@@ -275,14 +266,7 @@ def build(backbone: Backbone, classes: int, settings: Settings, transform: EvalT
         Predictor(settings.box_features, classes),
         masks=mask_head,
         mask_pool=AlignedPool(settings.mask_size, STRIDES),
-        overlap=settings.roi_overlap,
-        weak=settings.roi_weak,
-        rois=settings.rois,
-        positive_share=settings.roi_positive_share,
-        box_stds=settings.box_stds,
-        score=settings.score,
-        nms=settings.nms,
-        detections=settings.detections,
+        **settings.head_options(),
     )
     return Detector(body, proposals, heads, transform, settings.pad_to)
 

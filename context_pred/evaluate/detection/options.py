@@ -116,6 +116,34 @@ class DetectorSettings:
         if self.precision not in PRECISIONS:
             raise InvalidInputError(f"precision = {self.precision!r}: accepted is one of {', '.join(PRECISIONS)}.")
 
+    def proposal_options(self) -> dict[str, Any]:
+        """Return the options of ``ProposalNetwork``."""
+        return {
+            "positive": self.rpn_positive,
+            "negative": self.rpn_negative,
+            "least": self.rpn_least,
+            "samples": self.rpn_samples,
+            "positive_share": self.rpn_positive_share,
+            "before": (self.proposals_before, self.test_proposals_before),
+            "after": (self.proposals, self.test_proposals),
+            "overlap": self.proposal_nms,
+            "allowed_border": self.allowed_border,
+            "pad_to": self.pad_to,
+        }
+
+    def head_options(self) -> dict[str, Any]:
+        """Return the options of ``Heads``."""
+        return {
+            "overlap": self.roi_overlap,
+            "weak": self.roi_weak,
+            "rois": self.rois,
+            "positive_share": self.roi_positive_share,
+            "box_stds": self.box_stds,
+            "score": self.score,
+            "nms": self.nms,
+            "detections": self.detections,
+        }
+
     def transform(self, own: EvalTransform) -> EvalTransform:
         """Return channel order, mean and standard deviation as ``normalization`` says."""
         if self.normalization == "model":
