@@ -116,7 +116,8 @@ def nearest(
     """Find the k rows of the bank with the highest cosine similarity to each query, exactly.
 
     The bank is read once, in blocks, and against each block the queries in chunks. What is in memory at once stays
-    below ``memory`` bytes, but for the result and what the process has anyway.
+    below ``memory`` bytes, but for the result and what the process has anyway; a quarter is left to the pages that
+    the file is read through and to what the allocator holds on to.
 
     Args:
         bank: (n, …) float32, flattened row by row; memory-mapped or not.
@@ -158,16 +159,17 @@ def nearest(
 
 
 def _blocks(bank: int, chunk: int, values: int, k: int, memory: int) -> tuple[int, int]:
-    """Return the rows of a block of the bank, and of a chunk of queries, that fit into so many bytes."""
+    """Return the rows of a block of the bank, and of a chunk of queries, that take three quarters of the memory."""
+    usable = memory - memory // 4
     while True:
         # Rows, normalised in place; similarities; one row of these as it is sorted; the candidates.
         fixed = chunk * (8 * values + 48 * k)
-        rows = (memory - fixed) // (4 * values + 4 * chunk + 24)
+        rows = (usable - fixed) // (4 * values + 4 * chunk + 24)
         if rows >= min(bank, max(k, 256)) or (chunk == 1 and rows >= 1):
             return min(bank, rows), chunk
         if chunk == 1:
             raise InvalidInputError(
-                f"memory = {memory:,} bytes: rows of {values:,} values need {12 * values + 48 * k + 30:,} at least."
+                f"memory = {memory:,} bytes: rows of {values:,} values need {16 * values + 64 * k + 40:,} at least."
             )
         chunk = max(1, chunk // 2)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import growth
 import numpy as np
 import pytest
 import torch
@@ -327,7 +328,7 @@ class Classes:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells its memory another way")
+@pytest.mark.skipif(not growth.STATUS.exists(), reason="tells its memory another way")
 def test_memory_stays_within_the_bound_with_features_of_four_times_it(tmp_path: Path) -> None:
     """In a process of its own: what the resident memory grows by while 160 MB of features are learned from twice."""
     rows = np.lib.format.open_memmap(tmp_path / "rows.npy", "w+", np.float32, (4000, 10_000))
@@ -336,10 +337,11 @@ def test_memory_stays_within_the_bound_with_features_of_four_times_it(tmp_path: 
     rows.flush()
     del rows
     code = """
-import sys, threading, time
+import sys
 from pathlib import Path
 import numpy as np, torch
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
+from growth import growth
 from test_linear import Classes, FeatureRows, job_of, linear, of_row, sources
 torch.set_num_threads(1)
 def learn(rows, out):
@@ -350,23 +352,10 @@ def learn(rows, out):
     linear.fit(linear.of_features(job, made, made), options)
 rows = np.load(sys.argv[1] + "/rows.npy", mmap_mode="r")
 learn(np.zeros((40, 10_000), np.float32), sys.argv[1] + "/warm")
-def resident():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) // 1000
-before, most, going = resident(), 0, True
-def watch():
-    global most
-    while going:
-        most = max(most, resident())
-        time.sleep(0.001)
-thread = threading.Thread(target=watch)
-thread.start()
-learn(rows, sys.argv[1] + "/run")
-going = False
-thread.join()
-print(most - before)
+print(growth(lambda: learn(rows, sys.argv[1] + "/run")))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)],
+        [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent), str(Path(growth.__file__).parent)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert int(done.stdout) < 40 + 12, done.stdout  # the classifier, and the allocator's own slack
