@@ -23,30 +23,40 @@ from context_pred.data.transforms import EvalTransform
 from context_pred.errors import InvalidInputError
 from context_pred.training import keys
 from context_pred.training.examples import batches
-from context_pred.training.rates import StepRates
 
 from ..job import Job, Result
-from ..trained import Training, device_of, identity_of, measured_batches, seeded, train
+from ..trained import Training, device_of, measured_batches, train
 from . import rescaling
 from .average_precision import Detections
-from .paper import data_of, described, kept_start, mean_of, result_of
-from .proposals import at_least_one, of_images, shares
-from .regions import Examples, Loaded, RegionOptions, as_list, coder_of, edges, packed, stored_size
-from .tower import Tower, caffe_sgd, tower_of
+from .paper import (
+    FineTuning,
+    as_list,
+    build,
+    data_of,
+    described,
+    in_order,
+    kept_start,
+    mean_of,
+    milestones_of,
+    proposals_of,
+    result_of,
+    training_of,
+)
+from .proposals import at_least_one, shares
+from .regions import Examples, Loaded, RegionOptions, coder_of, edges, packed, stored_size
+from .tower import Tower
 
 NAME = "voc07-fast-rcnn"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(RegionOptions):
+class Settings(RegionOptions, FineTuning):
     """The options; the defaults are Fast R-CNN's with CaffeNet where the text does not say else.
 
     Args:
         pool: RoI max-pooling: cells a side.
         pool_padding: Of pool1 and pool2.
         width: Of fc6 and fc7.
-        dropout: After fc6 and fc7.
-        frozen: Convolutions that are not trained, from the first on.
         start: What starts from k-means: "auto", the fully connected layers, and the convolutions too where the
             model's weights are random (row K-means-rescale); "fc"; "all"; "none": they are Gaussian, standard
             deviation .005.
@@ -56,16 +66,8 @@ class Settings(RegionOptions):
         start_images: What k-means, normalisation and rates are computed on; magic_init's 10 batches of 16.
         start_rois: Of each of those images.
         start_samples: Patches of a layer's input that k-means sees, at the most.
-        learning_rate: Of the weights; biases learn at twice the rate, without decay.
-        momentum: Of SGD.
-        weight_decay: Of SGD.
-        steps: Of the whole run.
-        milestones: Steps before which the rate falls to a tenth; 3/4 of the steps where those are given.
-        nms: Intersection over union above which the weaker of two boxes of a class goes.
         score: Detections below are left out.
-        detections: An image, at the most.
         test_images: Images a batch in the test.
-        precision: "float32", or "bfloat16" for autocast.
 
     Raises:
         InvalidInputError: an option out of its range.
@@ -74,7 +76,6 @@ class Settings(RegionOptions):
     pool: int = 6
     pool_padding: int = 1
     width: int = 4096
-    dropout: float = 0.5
     frozen: int = 1
     start: Literal["auto", "fc", "all", "none"] = "auto"
     normalize: Literal["new", "all"] = "new"
@@ -82,40 +83,23 @@ class Settings(RegionOptions):
     start_images: int = 160
     start_rois: int = 64
     start_samples: int = 20_000
-    learning_rate: float = 0.001
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
     steps: int = 40_000
     milestones: tuple[int, ...] = (30_000,)
-    nms: float = 0.3
     score: float = 0.05
-    detections: int = 100
     test_images: int = 1
-    precision: str = "float32"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        at_least_one(
-            self, "pool", "width", "start_images", "start_rois", "start_samples", "steps", "detections", "test_images"
-        )
-        shares(self, "nms", "score")
-        if not 0 <= self.dropout < 1 or not 0 <= self.frozen <= 5 or self.pool_padding not in (0, 1):
-            raise InvalidInputError(
-                f"dropout = {self.dropout}, frozen = {self.frozen}, pool_padding = {self.pool_padding}: accepted are "
-                "0 up to 1, 0 … 5, and 0 or 1."
-            )
-        if self.learning_rate <= 0 or self.weight_decay < 0 or not 0 <= self.momentum < 1:
-            raise InvalidInputError(
-                f"learning_rate = {self.learning_rate}, momentum = {self.momentum}, weight_decay = "
-                f"{self.weight_decay}: accepted are above 0, 0 up to 1, and 0 or more."
-            )
+        at_least_one(self, "pool", "width", "start_images", "start_rois", "start_samples", "test_images")
+        shares(self, "score")
+        if self.pool_padding not in (0, 1):
+            raise InvalidInputError(f"pool_padding = {self.pool_padding}: accepted are 0 and 1.")
 
 
 def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the milestone of another number of steps."""
-    steps = given.get("steps")
-    return {"milestones": (int(steps) * 3 // 4,)} if steps is not None and str(steps).isdecimal() else {}
+    """Return the milestone of another number of steps: 3/4 of them."""
+    return milestones_of(given, 3 / 4)
 
 
 class FastRCNN(nn.Module):
@@ -172,19 +156,10 @@ class Objective:
         return loss, (scores.argmax(1) == labels).sum(), len(labels)
 
 
-def build(job: Job, classes: int) -> FastRCNN:
-    """Make the detector, before its data-dependent start.
-
-    Raises:
-        InvalidInputError: a backbone that is not the paper's tower.
-    """
+def built(job: Job, classes: int) -> FastRCNN:
+    """Make the detector, before its data-dependent start."""
     settings: Settings = job.settings
-    backbone = tower_of(job.source.model.backbone, job.source.model.card.backbone or job.source.name, NAME)
-    with seeded(job.seed, 1):
-        model = FastRCNN(Tower(backbone, settings.pool_padding), classes, settings)
-    for layer in model.tower.convolutions[: settings.frozen]:
-        layer.requires_grad_(False)
-    return model
+    return build(job, NAME, lambda backbone: FastRCNN(Tower(backbone, settings.pool_padding), classes, settings))
 
 
 def new_layers(job: Job, model: FastRCNN) -> list[rescaling.Layer]:
@@ -247,21 +222,8 @@ def _name_of(model: nn.Module, layer: nn.Module) -> str:
 
 def work_of(job: Job, model: FastRCNN, examples: Examples) -> Training:
     """Describe the training."""
-    settings: Settings = job.settings
-    rates = StepRates(settings.learning_rate, settings.steps, settings.milestones)
-    return Training(
-        name=NAME,
-        model=model,
-        objective=Objective(job.preprocessing, device_of(job)),
-        optimizer=lambda trained: caffe_sgd(trained, settings.learning_rate, settings.momentum, settings.weight_decay),
-        rates=lambda _: rates,
-        examples=examples,
-        collate=as_list,
-        images=settings.images,
-        identity=identity_of([image.path for image in examples.images], settings.proposals_train),
-        whole_epochs=False,
-        precision=settings.precision,
-    )
+    objective = Objective(job.preprocessing, device_of(job))
+    return training_of(job, NAME, model, objective, examples, [image.path for image in examples.images])
 
 
 def detect(
@@ -301,13 +263,8 @@ def run(job: Job) -> Result:
     """Search proposals, start the detector from data, train it, test it."""
     settings: Settings = job.settings
     data = data_of(str(job.variant), job.data)
-    model = build(job, len(data.classes))
-    train_boxes, test_boxes = (
-        of_images(
-            images, settings, split, job.kept or job.out, workers=job.workers, progress=job.progress, ranks=job.ranks
-        )
-        for images, split in ((data.train, "train"), (data.test, "test"))
-    )
+    model = built(job, len(data.classes))
+    train_boxes, test_boxes = proposals_of(job, data)
     examples = Examples(data.train, train_boxes, settings, training=True)
     started = kept_start(job, NAME, model, lambda: start(job, model, examples))
     trained = train(job, work_of(job, model, examples))
@@ -340,5 +297,4 @@ def _tested(job: Job, model: nn.Module, examples: Examples) -> list[Detections]:
         sizes = [stored_size(one) for one in batch]
         found = detect(model, batch, job.preprocessing, sizes, settings, device_of(job))
         mine += zip(numbers, found, strict=True)
-    everything = [one for part in job.ranks.gather(mine) for one in part]
-    return [found for _, found in sorted(everything, key=lambda one: one[0])]
+    return in_order(job, mine)

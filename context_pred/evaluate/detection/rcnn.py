@@ -27,30 +27,41 @@ from context_pred.data.transforms import EvalTransform
 from context_pred.errors import InvalidInputError
 from context_pred.training import keys
 from context_pred.training.examples import batches
-from context_pred.training.rates import StepRates
 
 from ..job import Job, Result
-from ..trained import Training, device_of, identity_of, measured_batches, seeded, train
+from ..trained import Training, device_of, measured_batches, train
 from . import rescaling
 from .average_precision import Detections
 from .boxes import BoxedImage
 from .mining import Detectors, Floats, SvmOptions, train_detectors
-from .paper import data_of, described, kept_start, mean_of, result_of
-from .proposals import Boxes, ProposalOptions, at_least_one, of_images, shares
-from .tower import Tower, caffe_sgd, tower_of, without_batch_norm
-from .windows import Cut, WindowExamples, as_list, warped, whole
+from .paper import (
+    FineTuning,
+    as_list,
+    build,
+    data_of,
+    described,
+    in_order,
+    kept_start,
+    mean_of,
+    milestones_of,
+    proposals_of,
+    result_of,
+    training_of,
+)
+from .proposals import Boxes, at_least_one, shares
+from .tower import Tower, without_batch_norm
+from .windows import Cut, WindowExamples, warped, whole
 
 NAME = "voc07-rcnn"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(ProposalOptions, SvmOptions):
+class Settings(FineTuning, SvmOptions):
     """The options; where the text gives no number it is R-CNN's own.
 
     Args:
         size: Side of the warped windows, in px.
         padding: Context on each side, in px of the warped window.
-        images: A step.
         windows: A step, over its images.
         foreground: Share of the windows that show an object.
         foreground_overlap: Intersection over union of such a window with its object, at the least; the others are
@@ -58,24 +69,16 @@ class Settings(ProposalOptions, SvmOptions):
         flip: Probability of mirroring a training window.
         channels: Of conv6b.
         width: Of fc7.
-        dropout: Before and after fc7; R-CNN's.
-        frozen: Convolutions that are not trained, from the first on.
         rescale: Give each channel of conv1 … fc7 mean 0 and variance 1 before fine-tuning.
         equalize: Then make these layers learn at one rate (Krähenbühl et al. 2016): layers are scaled against one
             another, the channels of each alike. The text does not ask for it; without, conv1, which sees pixels of
             0 … 255, learns a thousand times as fast as the others, and fine-tuning at R-CNN's rate diverges.
         start_images: What it is computed on.
         start_windows: Of each of those images.
-        learning_rate: Of the weights; biases learn at twice the rate, without decay.
         output_rate: What the rate of fc8 is multiplied by.
-        momentum: Of SGD.
-        weight_decay: Of SGD.
         steps: Of the fine-tuning; METHOD does not say, these and the milestones are R-CNN's.
         milestones: Steps before which the rate falls to a tenth; at 2/7, 4/7 and 6/7 of other steps.
         batch: Windows that go through the network at once, when features are computed.
-        nms: Intersection over union above which the weaker of two boxes of a class goes.
-        detections: Of a class in an image before that, at the most.
-        precision: "float32", or "bfloat16" for autocast in the fine-tuning.
 
     Raises:
         InvalidInputError: an option out of its range.
@@ -90,32 +93,22 @@ class Settings(ProposalOptions, SvmOptions):
     flip: float = 0.5
     channels: int = 1024
     width: int = 4096
-    dropout: float = 0.5
     frozen: int = 0
     rescale: bool = True
     equalize: bool = True
     start_images: int = 160
     start_windows: int = 4
-    learning_rate: float = 0.001
     output_rate: float = 10.0
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
     steps: int = 70_000
     milestones: tuple[int, ...] = (20_000, 40_000, 60_000)
     batch: int = 256
-    nms: float = 0.3
-    detections: int = 100
-    precision: str = "float32"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
         self.check()
-        at_least_one(
-            self, "images", "windows", "channels", "width", "start_images", "start_windows", "steps", "batch",
-            "detections",
-        )  # fmt: skip
-        shares(self, "foreground", "foreground_overlap", "flip", "nms")
+        at_least_one(self, "windows", "channels", "width", "start_images", "start_windows", "batch")
+        shares(self, "foreground", "foreground_overlap", "flip")
         if pooled(self.size) < 1 or not 0 <= 2 * self.padding < self.size:
             raise InvalidInputError(
                 f"size = {self.size}, padding = {self.padding}: accepted are {_smallest()} px or more, and less than "
@@ -123,23 +116,13 @@ class Settings(ProposalOptions, SvmOptions):
             )
         if self.windows % self.images:
             raise InvalidInputError(f"windows = {self.windows}: accepted is a multiple of images, {self.images}.")
-        if not 0 <= self.dropout < 1 or not 0 <= self.frozen <= 5:
-            raise InvalidInputError(
-                f"dropout = {self.dropout}, frozen = {self.frozen}: accepted are 0 up to 1, and 0 … 5."
-            )
-        if min(self.learning_rate, self.output_rate) <= 0 or self.weight_decay < 0 or not 0 <= self.momentum < 1:
-            raise InvalidInputError(
-                f"learning_rate = {self.learning_rate}, output_rate = {self.output_rate}, momentum = {self.momentum}, "
-                f"weight_decay = {self.weight_decay}: accepted are above 0 twice, 0 up to 1, and 0 or more."
-            )
+        if self.output_rate <= 0:
+            raise InvalidInputError(f"output_rate = {self.output_rate}: accepted is above 0.")
 
 
 def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the milestones of another number of steps."""
-    steps = given.get("steps")
-    if steps is None or not str(steps).isdecimal():
-        return {}
-    return {"milestones": tuple(int(steps) * part // 7 for part in (2, 4, 6))}
+    return milestones_of(given, 2 / 7, 4 / 7, 6 / 7)
 
 
 def pooled(size: int) -> int:
@@ -223,19 +206,9 @@ class Objective:
         return loss, (scores.argmax(1) == labels).sum(), len(labels)
 
 
-def build(job: Job, classes: int) -> RCNN:
-    """Make the network, before its channels are rescaled.
-
-    Raises:
-        InvalidInputError: a backbone that is not the paper's tower.
-    """
-    settings: Settings = job.settings
-    backbone = tower_of(job.source.model.backbone, job.source.model.card.backbone or job.source.name, NAME)
-    with seeded(job.seed, 1):
-        model = RCNN(backbone, classes, settings)
-    for layer in model.tower.convolutions[: settings.frozen]:
-        layer.requires_grad_(False)
-    return model
+def built(job: Job, classes: int) -> RCNN:
+    """Make the network, before its channels are rescaled."""
+    return build(job, NAME, lambda backbone: RCNN(backbone, classes, job.settings))
 
 
 def start(job: Job, model: RCNN, examples: WindowExamples) -> dict[str, Any]:
@@ -262,22 +235,9 @@ def start(job: Job, model: RCNN, examples: WindowExamples) -> dict[str, Any]:
 def work_of(job: Job, model: RCNN, examples: WindowExamples) -> Training:
     """Describe the fine-tuning."""
     settings: Settings = job.settings
-    rates = StepRates(settings.learning_rate, settings.steps, settings.milestones)
-    return Training(
-        name=NAME,
-        model=model,
-        objective=Objective(job.preprocessing, device_of(job), settings),
-        optimizer=lambda trained: caffe_sgd(
-            trained, settings.learning_rate, settings.momentum, settings.weight_decay, {"fc8": settings.output_rate}
-        ),
-        rates=lambda _: rates,
-        examples=examples,
-        collate=as_list,
-        images=settings.images,
-        identity=identity_of([image.path for image in examples.images], settings.proposals_train),
-        whole_epochs=False,
-        precision=settings.precision,
-    )
+    objective = Objective(job.preprocessing, device_of(job), settings)
+    paths = [image.path for image in examples.images]
+    return training_of(job, NAME, model, objective, examples, paths, {"fc8": settings.output_rate})
 
 
 def features_of(
@@ -298,13 +258,8 @@ def run(job: Job) -> Result:
     """Search proposals, fine-tune, train the SVMs, test them."""
     settings: Settings = job.settings
     data = data_of(str(job.variant), job.data)
-    model = build(job, len(data.classes))
-    train_boxes, test_boxes = (
-        of_images(
-            images, settings, split, job.kept or job.out, workers=job.workers, progress=job.progress, ranks=job.ranks
-        )
-        for images, split in ((data.train, "train"), (data.test, "test"))
-    )
+    model = built(job, len(data.classes))
+    train_boxes, test_boxes = proposals_of(job, data)
     examples = WindowExamples(
         data.train, train_boxes, settings.windows // settings.images, settings.foreground,
         settings.foreground_overlap, settings.flip,
@@ -348,8 +303,7 @@ def _tested(job: Job, model: nn.Module, detectors: Detectors, examples: WindowEx
         for number, cut in zip(numbers, batch, strict=True):
             scores = detectors.scores(features_of(model, cut, job.preprocessing, settings, device_of(job)))
             mine.append((number, detections_of(cut.boxes, torch.from_numpy(scores), settings)))
-    everything = [one for part in job.ranks.gather(mine) for one in part]
-    return [found for _, found in sorted(everything, key=lambda one: one[0])]
+    return in_order(job, mine)
 
 
 def detections_of(boxes: Tensor, scores: Tensor, settings: Settings) -> Detections:

@@ -205,11 +205,6 @@ def edges(boxes: Tensor) -> Tensor:
     return boxes + torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=boxes.dtype, device=boxes.device)
 
 
-def as_list(loaded: list[Loaded]) -> list[Loaded]:
-    """Leave the examples apart: they are of different sizes."""
-    return loaded
-
-
 def packed(loaded: Sequence[Loaded], transform: EvalTransform, device: torch.device) -> tuple[Tensor, Tensor]:
     """Normalise images, pad them with 0 (the mean) to one size: images (N, 3, H, W) and RoIs (R, 5)."""
     height, width = (max(one.pixels.shape[k] for one in loaded) for k in (1, 2))

@@ -148,8 +148,3 @@ class WindowExamples:
         if many:
             labels[:many] = torch.from_numpy(boxed.labels[matched[chosen[:many]]] + 1)
         return chosen, labels
-
-
-def as_list(cuts: list[Cut]) -> list[Cut]:
-    """Leave the examples apart: they are of different sizes."""
-    return cuts

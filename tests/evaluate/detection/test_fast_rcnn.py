@@ -45,7 +45,7 @@ def job_of(marked: Marked, out: Path, model: str = "random:contextnet", **settin
 def test_everything_is_as_published(marked: Marked, tmp_path: Path) -> None:
     job = job_of(marked, tmp_path)
     settings = job.settings
-    model = fast_rcnn.build(job, 20)
+    model = fast_rcnn.built(job, 20)
     assert [(layer.in_features, layer.out_features) for layer in (model.fc6, model.fc7, model.score, model.shift)] == [
         (256 * 36, 4096), (4096, 4096), (4096, 21), (4096, 84)
     ]  # fmt: skip
@@ -220,7 +220,7 @@ def test_detections_are_moved_clipped_thinned_and_thresholded() -> None:
 
 def test_start_is_kmeans_of_what_is_new(marked: Marked, tmp_path: Path) -> None:
     job = job_of(marked, tmp_path, **SMALL)
-    model = fast_rcnn.build(job, 3)
+    model = fast_rcnn.built(job, 3)
     assert len(fast_rcnn.new_layers(job, model)) == 7  # random weights: row K-means-rescale
     own = dataclasses.replace(job, source=dataclasses.replace(job.source, kind="network"))
     assert fast_rcnn.new_layers(own, model) == [model.fc6, model.fc7]

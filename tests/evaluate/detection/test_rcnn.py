@@ -43,7 +43,7 @@ def job_of(marked: Marked, out: Path, **settings: Any) -> Job:
 def test_everything_is_as_published(marked: Marked, tmp_path: Path) -> None:
     job = job_of(marked, tmp_path)
     settings = job.settings
-    model = rcnn.build(job, 20)
+    model = rcnn.built(job, 20)
     with torch.no_grad():
         x = model.pool5(model.eval().tower(torch.zeros(1, 3, 227, 227)))
         assert x.shape == (1, 256, 7, 7)
@@ -129,7 +129,7 @@ def test_windows_are_a_quarter_objects(marked: Marked) -> None:
 
 def test_channels_are_rescaled_on_windows(marked: Marked, tmp_path: Path) -> None:
     job = job_of(marked, tmp_path, equalize=False, **SMALL | {"start_windows": 4})
-    model = rcnn.build(job, 3)
+    model = rcnn.built(job, 3)
     boxes = [np.concatenate([image.boxes, [[0, 0, 20, 20]]]).astype(np.float32) for image in job.data.train]
     examples = WindowExamples(job.data.train, boxes, 4)
     assert rcnn.start(job, model, examples) == {"rescaled": True, "rates equal to within": None}
