@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from processes import in_ranks
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor
 
@@ -529,8 +528,8 @@ def test_two_processes_learn_what_one_does(mini: Mini, tmp_path: Path) -> None:
     data = mini.folders("train", "test", each=4)
     one = run("random:resnet18", data, tmp_path / "one", {"pool": "gap", "learning_rate": 0.1})
     command = ["evaluate", "linear", "--data", data, "--model", "random:resnet18", *COMMAND, "--pool", "gap"]
-    outcomes = two_ranks([*command, "--set", "learning_rate=0.1", "--out", tmp_path / "two"])
-    assert [code for code, *_ in outcomes] == [0, 0], outcomes
+    outcomes = in_ranks([*command, "--set", "learning_rate=0.1", "--out", tmp_path / "two"])
+    assert [process.code for process in outcomes] == [0, 0], outcomes
     two = json.loads((tmp_path / "two" / "result.json").read_text())
     assert [m.value for m in one.measured] == [m["value"] for m in two["measured"]]
     assert two["ran_on"]["processes"] == 2
@@ -544,20 +543,3 @@ def test_batch_norm_in_parts_is_said(tmp_path: Path, captured: dict[str, Any], m
     shared: Any = SimpleNamespace(count=2, rank=0, lead=lambda work: work(), gather=lambda item: [item])
     notes = linear.run(dataclasses.replace(job, out=tmp_path / "two", ranks=shared)).details["notes"]
     assert notes == ["Batch norm saw the batch in 2 parts, one a process, not whole."]
-
-
-def two_ranks(arguments: list[Any]) -> list[tuple[int, str, str]]:
-    """Run the command as two gloo ranks: (exit status, stdout, stderr) of each."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    shared = os.environ | {"OMP_NUM_THREADS": "1"}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "context_pred.cli", *map(str, arguments)],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    return [(process.returncode, *said) for process, said in [(one, one.communicate(timeout=300)) for one in started]]

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from processes import in_ranks
 
 from context_pred import ContextPredictionModel, RandomPairSampler, evaluate
 from context_pred.cli import main
@@ -271,26 +268,13 @@ def test_damaged_images_are_named_or_left_out(ramps: Path, tmp_path: Path) -> No
 
 def test_two_ranks_count_every_image_once(few: Path, tmp_path: Path) -> None:
     alone = run(SHIPPED, few, tmp_path / "alone", draws=1)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     code = (
         "import sys; from context_pred import evaluate\n"
         f"evaluate.run('pretext', {SHIPPED!r}, sys.argv[1], out=sys.argv[2], settings={{'draws': 1}}, device='cpu',"
         " workers=1, progress=False)"
     )
-    own = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(few), str(tmp_path / "out")],
-            env={**os.environ, **own, "RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in started:
-        assert process.wait(120) == 0, process.stderr.read() if process.stderr else ""
+    ended = in_ranks([few, tmp_path / "out"], program=("-c", code))
+    assert [process.code for process in ended] == [0, 0], ended
     record = json.loads((tmp_path / "out" / "result.json").read_text())
     assert record["details"]["accuracy"]["confusion"] == alone.details["accuracy"]["confusion"]
     assert record["details"]["accuracy"]["images"] == alone.details["accuracy"]["images"]

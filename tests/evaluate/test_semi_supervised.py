@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from processes import in_ranks
 from torch.nn import functional as F
 
 from context_pred.cli import main
@@ -309,19 +306,8 @@ def test_two_processes_share_a_training(mini: Mini, tmp_path: Path) -> None:
     data = mini.folders("train", "test", each=4)
     arguments = ["evaluate", "semi-supervised", "--data", data, "--out", tmp_path / "two", "--model",
                  "random:resnet18", *COMMAND, "--set", "labels=100%"]  # fmt: skip
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    shared = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "context_pred.cli", *map(str, arguments)],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=300) for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
+    ended = in_ranks(arguments)
+    assert [process.code for process in ended] == [0, 0], ended
     two = json.loads((tmp_path / "two" / "result.json").read_text())
     assert two["ran_on"]["processes"] == 2
     assert "Batch norm saw the batch in 2 parts" in " ".join(two["details"]["notes"])

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import in_ranks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -132,36 +129,14 @@ def test_every_image_is_measured_once(tmp_path: Path) -> None:
     assert [len(batch[1]) for _, batch in found] == [3, 3, 1]
 
 
-def ranks(arguments: list[str], count: int) -> list[tuple[int, str, str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    if count > 1:
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "context_pred.cli", *arguments],
-            env=environment | ({"RANK": str(k), "LOCAL_RANK": str(k)} if count > 1 else {}),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for k in range(count)
-    ]  # fmt: skip
-    outcomes = []
-    for process in started:
-        output, errors = process.communicate(timeout=300)
-        outcomes.append((process.returncode, output, errors))
-    return outcomes
-
-
 def test_frozen_protocols_are_the_same_on_two_ranks(mini: Mini, tmp_path: Path) -> None:
     data = mini.folders("train", "test", each=3)
     tables = []
     for count in (1, 2):
         out = tmp_path / str(count)
         common = ["evaluate", "knn", "--model", "random:resnet18", "--data", str(data), "--out", str(out)]
-        done = ranks([*common, "--set", "size=32", "--set", "k=1,3", "--device", "cpu", "--no-progress"], count)
-        assert [code for code, *_ in done] == [0] * count, done
-        tables.append([[line for line in output.splitlines() if line.startswith("|")] for _, output, _ in done])
+        done = in_ranks([*common, "--set", "size=32", "--set", "k=1,3", "--device", "cpu", "--no-progress"], count)
+        assert [process.code for process in done] == [0] * count, done
+        tables.append([[line for line in process.output.splitlines() if line.startswith("|")] for process in done])
         assert (out / "result.json").is_file()
     assert tables[0][0] == tables[1][0] == tables[1][1] != []

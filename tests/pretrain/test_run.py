@@ -6,15 +6,13 @@ import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from processes import free_port, in_ranks
 
 import context_pred
 from context_pred.errors import ImageError, InvalidInputError, TrainingDivergedError
@@ -300,31 +298,11 @@ for port, options in json.loads(sys.argv[1]):
 """
 
 
-def free_ports(count: int) -> list[str]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [str(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 def in_two_processes(*runs: dict[str, object]) -> None:
     """Make the runs as two ranks on this machine; fail where one of them does."""
-    work = json.dumps(list(zip(free_ports(len(runs)), runs, strict=True)))
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, work],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in ranks:
-        said, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, said
+    work = json.dumps([(free_port(), options) for options in runs])
+    for process in in_ranks([work], program=("-c", SCRIPT)):
+        assert process.code == 0, process.errors
 
 
 def test_two_processes_train_what_one_does(images: Path, tmp_path: Path):

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from click.testing import Result as Outcome
 from PIL import Image
+from processes import in_ranks
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
@@ -253,20 +250,8 @@ def test_stopped_and_called_again_it_ends_with_the_same_figures(
 
 def test_two_ranks_are_one_process_with_as_many_micro_batches(marked: Marked, tmp_path: Path) -> None:
     data = marked.voc()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    ours = arguments(data, tmp_path / "two", small(steps=2, batch=2))
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "context_pred.cli", *ours], env=shared | {"RANK": str(k), "LOCAL_RANK": str(k)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for k in range(2)
-    ]  # fmt: skip
-    outcomes = [(*process.communicate(timeout=300), process.returncode) for process in started]
-    assert [code for *_, code in outcomes] == [0, 0], outcomes
+    ended = in_ranks(arguments(data, tmp_path / "two", small(steps=2, batch=2)))
+    assert [process.code for process in ended] == [0, 0], ended
     one = run(data, tmp_path / "one", small(steps=2, batch=2, per_device=1))
     both = json.loads((tmp_path / "two" / "result.json").read_text())
     assert [m["value"] for m in both["measured"]] == pytest.approx([m.value for m in one.measured], abs=1e-4)

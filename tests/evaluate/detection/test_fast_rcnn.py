@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from processes import in_ranks
 from torch import nn
 
 from context_pred.cli import main
@@ -312,26 +309,6 @@ def test_other_backbones_and_layouts_are_refused(marked: Marked, tmp_path: Path)
         run_protocol("detection", "random:contextnet", folder, out=tmp_path / "c", variant=VARIANT, device="cpu")
 
 
-def two_ranks(arguments: list[object]) -> list[tuple[int, str, str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "context_pred.cli", *map(str, arguments)],
-            env=environment | {"WORLD_SIZE": "2", "RANK": str(k), "LOCAL_RANK": str(k)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for k in range(2)
-    ]  # fmt: skip
-    found = []
-    for process in started:
-        out, error = process.communicate(timeout=300)
-        found.append((process.returncode, out, error))
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", [VARIANT, "voc07-rcnn"])
 def test_two_ranks_come_to_one_table(marked: Marked, tmp_path: Path, variant: str) -> None:
@@ -342,8 +319,8 @@ def test_two_ranks_come_to_one_table(marked: Marked, tmp_path: Path, variant: st
     options = [part for key, value in own.items() for part in ("--set", f"{key}={value}")]
     arguments = ["evaluate", "detection", "--variant", variant, "--model", "random:contextnet", "--data", marked.own()]
     arguments += ["--out", tmp_path / "out", "--no-progress", "--device", "cpu", "--workers", 1, *options]
-    outcomes = two_ranks(arguments)
-    assert [status for status, *_ in outcomes] == [0, 0], outcomes
+    outcomes = in_ranks(arguments)
+    assert [process.code for process in outcomes] == [0, 0], outcomes
     record = json.loads((tmp_path / "out" / "result.json").read_text())
     assert record["ran_on"]["processes"] == 2
     assert {m["metric"] for m in record["measured"]} == {"mAP", "mAP (area)", "AP"}

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from click.testing import Result as Outcome
+from processes import in_ranks
 from sklearn.metrics import jaccard_score
 from torch import nn
 from torchmetrics.classification import MulticlassJaccardIndex
@@ -246,27 +243,14 @@ def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not(
 
 def test_two_ranks_see_every_image_once(maps: Maps, tmp_path: Path) -> None:
     data = maps.camvid((4, 1, 3))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     code = (
         "import sys; from context_pred import evaluate\n"
         f"settings = {dict(TINY, ignore=(3,))!r}\n"
         "evaluate.run('segmentation', 'random:resnet18', sys.argv[1], out=sys.argv[2], settings=settings,"
         " device='cpu', workers=1, progress=False)"
     )
-    own = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(data), str(tmp_path / "out")],
-            env={**os.environ, **own, "RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in started:
-        assert process.wait(120) == 0, process.stderr.read() if process.stderr else ""
+    ended = in_ranks([data, tmp_path / "out"], program=("-c", code))
+    assert [process.code for process in ended] == [0, 0], ended
     record = json.loads((tmp_path / "out" / "result.json").read_text())
     assert record["ran_on"]["processes"] == 2
     truths = [labels for _, labels in truths_of(data, ["ignore"])]
