@@ -19,18 +19,16 @@ test list: AP50 by VOC2007's rule, mean over the classes.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import statistics
 import tempfile
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
+import same_budget
 import torch
+from same_budget import Step, seconds_a_step
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.detection import FasterRCNN
@@ -56,8 +54,6 @@ OURS: dict[str, Any] = {
 
 THEIR_ROIS = 48
 """Proposals an image that torchvision's head is trained on: its linear layers are cheap, so it can have more."""
-
-Step = Callable[[int], None]
 
 
 def autocast(own: c4.Settings) -> torch.autocast:
@@ -189,80 +185,47 @@ class _AtOwnSize:
         return pixels / 255, target
 
 
-def seconds_a_step(step: Step, count: int = 6) -> float:
-    """Processor time of a step, a thread: the median of a few after the first two."""
-    times = []
-    for number in range(count + 2):
-        begun = time.process_time()
-        step(number)
-        times.append((time.process_time() - begun) / torch.get_num_threads())
-    return statistics.median(times[2:])
-
-
-def row(
-    who: str, start: sources.Source, data: BoxedImages, own: c4.Settings, seed: int, args: argparse.Namespace
-) -> dict[str, Any]:
-    """Train and test one of the two; return its figures."""
-    if who == "ours":
-        each = seconds_a_step(our_step(start, data, own))
-    else:
-        each = seconds_a_step(Theirs(start, data, own, seed, args.theirs, 1e-4).step)
-    steps = max(1, round(args.seconds / each))
-    wall = time.perf_counter()
-    if who == "ours":
-        with tempfile.TemporaryDirectory() as out:
-            asked = {f.name: getattr(own, f.name) for f in dataclasses.fields(own)} | {"steps": steps}
-            asked |= {name: defaults("voc0712-c4", {"steps": steps})[name] for name in ("milestones", "warmup_steps")}
-            result = evaluate.run(
-                "detection", start, data, variant="voc0712-c4", out=out, settings=asked, seeds=(seed,), workers=1,
-                progress=False, device="cpu",
-            )  # fmt: skip
-        by_class = {str(m.at["class"]): m.value for m in result.measured if m.metric == "AP50" and m.at}
-        value = result.measured[0].value
-    else:
-        theirs = Theirs(start, data, own, seed, args.theirs, args.rate)
-        theirs.train(steps)
-        values = average_precision.voc(data.test, theirs.found(), len(data.classes), form=own.form)[0]
-        by_class = dict(zip(data.classes, values.tolist(), strict=True))
-        value = average_precision.mean(values)
-    return {"who": who, "seed": seed, "AP50": value, **by_class, "steps": steps, "step": each,
-            "wall": time.perf_counter() - wall}  # fmt: skip
-
-
 def main() -> None:
-    """Run both for every seed, and print a line each, then means and spreads."""
-    parser = argparse.ArgumentParser(description="Detection: ours (C4) beside torchvision's Faster R-CNN.")
-    parser.add_argument("data", type=Path, help="BCCD, or any folder of images with boxes")
-    parser.add_argument("--model", default="resnet18_1xb64-coslr-300k", help="start weights (a ResNet-18)")
-    parser.add_argument("--seconds", type=float, default=600, help="of training, processor time a thread")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    """Run both for every seed."""
+    parser = same_budget.parser(
+        "Detection: ours (C4) beside torchvision's Faster R-CNN.", "BCCD, or any folder of images with boxes",
+        "resnet18_1xb64-coslr-300k",
+    )  # fmt: skip
     parser.add_argument("--theirs", choices=("map", "fpn"), default="map")
     parser.add_argument("--rate", type=float, default=0.02, help="torchvision's learning rate; .005 is its recipe's")
-    parser.add_argument("--only", choices=("ours", "theirs"), help="run one of the two")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of ours")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    given = OURS | dict(s.split("=", 1) for s in args.set)
-    own: c4.Settings = options.part("detection", c4.Settings, {**defaults("voc0712-c4", given), **given})
+    asked = same_budget.given(args, OURS)
+    own: c4.Settings = options.part("detection", c4.Settings, {**defaults("voc0712-c4", asked), **asked})
     data = read(args.data)
-    rows = []
-    for seed in range(args.seeds):
-        start = sources.find(args.model, seed)
-        for who in ("ours", "theirs") if args.only is None else (args.only,):
-            rows.append(row(who, start, data, own, seed, args))
-            print(
-                "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()),
-                flush=True,
-            )
-    for who in dict.fromkeys(r["who"] for r in rows):
-        values = [r["AP50"] for r in rows if r["who"] == who]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        print(f"{who}: AP50 {100 * statistics.fmean(values):.2f} ± {100 * spread:.2f} % over {len(values)} seeds")
-    if args.out:
-        record = {"settings": dataclasses.asdict(own), "theirs": args.theirs, "rate": args.rate, "runs": rows}
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+
+    def row(who: str, start: sources.Source, seed: int) -> dict[str, Any]:
+        if who == "ours":
+            each = seconds_a_step(our_step(start, data, own))
+        else:
+            each = seconds_a_step(Theirs(start, data, own, seed, args.theirs, 1e-4).step)
+        steps = max(1, round(args.seconds / each))
+        if who == "ours":
+            by_class = of_ours(start, data, own, seed, steps)
+        else:
+            theirs = Theirs(start, data, own, seed, args.theirs, args.rate)
+            theirs.train(steps)
+            values = average_precision.voc(data.test, theirs.found(), len(data.classes), form=own.form)[0]
+            by_class = dict(zip(data.classes, values.tolist(), strict=True))
+        return {"AP50": statistics.fmean(by_class.values()), **by_class, "steps": steps, "step": each}
+
+    same_budget.compare(args, "AP50", own, row)
+
+
+def of_ours(start: sources.Source, data: BoxedImages, own: c4.Settings, seed: int, steps: int) -> dict[str, float]:
+    """AP50 by class of the protocol."""
+    asked = {f.name: getattr(own, f.name) for f in dataclasses.fields(own)} | {"steps": steps}
+    asked |= {name: defaults("voc0712-c4", {"steps": steps})[name] for name in ("milestones", "warmup_steps")}
+    with tempfile.TemporaryDirectory() as out:
+        result = evaluate.run(
+            "detection", start, data, variant="voc0712-c4", out=out, settings=asked, seeds=(seed,), workers=1,
+            progress=False, device="cpu",
+        )  # fmt: skip
+    return {str(m.at["class"]): m.value for m in result.measured if m.metric == "AP50" and m.at}
 
 
 if __name__ == "__main__":

