@@ -374,5 +374,21 @@ def convert(src: str, out: str, **options: Any) -> None:
     click.echo(write(src, out, **options))
 
 
+@zoo.command(epilog=example("context-pred zoo results RUN/model knn linear knn-random"))
+@click.argument("folder", metavar="MODEL")
+@click.argument("outs", nargs=-1, required=True, metavar="OUT…")
+def results(folder: str, outs: tuple[str, ...]) -> None:
+    """Put the figures that `evaluate` wrote to each OUT on the card of MODEL, a model folder; print them.
+
+    An OUT is of the folder's own weights, or of random:BACKBONE, pixels or hog to hold them against. Figures that the
+    same command gave before are replaced.
+    """
+    from .evaluate.card_figures import add
+
+    for one in add(folder, outs):
+        parts = (one.measured_on, one.benchmark, one.dataset, one.layer, one.metric)
+        click.echo(f"{', '.join(filter(None, parts))}: {one.value}")
+
+
 if __name__ == "__main__":
     main()

@@ -39,7 +39,7 @@ COMMANDS = dict(commands(main))
 
 def test_the_commands_are_the_promised_ones() -> None:
     names = {" ".join(path) for path in COMMANDS}
-    zoo = {"zoo pull", "zoo verify", "zoo convert"}
+    zoo = {"zoo pull", "zoo verify", "zoo convert", "zoo results"}
     assert names == {"models", "extract", "neighbors", "pretrain", "audit", "evaluate", *zoo}
 
 

@@ -136,6 +136,7 @@ class _Plan:
     seeds: tuple[int, ...]
     notes: tuple[str, ...]
     other_settings: tuple[str, ...]
+    said: str
 
     def command(self) -> dict[str, Any]:
         """What tells this run from another; the seeds do not: those of an earlier call are kept and others added."""
@@ -183,9 +184,13 @@ def _plan(
         seeds = seeds[:1]
     which = module.usual_layers(chosen) if hasattr(module, "usual_layers") else getattr(module, "LAYERS", "all")
     where = str(Path(data).resolve()) if is_path else read.name
+    said = settings.command_line(
+        protocol, source.name, where, given, variant=variant,
+        layers=[layers] if isinstance(layers, str) else layers or (), seeds=seeds,
+    )  # fmt: skip
     return _Plan(
         protocol, module, source, read, where, row, _layers(protocol, source, layers, which), chosen, options, seeds,
-        tuple(notes), _other_settings(protocol, module, kind, chosen, row, given or {}),
+        tuple(notes), _other_settings(protocol, module, kind, chosen, row, given or {}), said,
     )  # fmt: skip
 
 
@@ -239,6 +244,7 @@ def _measured(plan: _Plan, model: Any, place: Path, common: dict[str, Any]) -> R
         "data_options": dataclasses.asdict(plan.options),
         "seeds": list(plan.seeds),
         "other_settings": list(plan.other_settings),
+        "command": plan.said,
         "notes": list(plan.notes),
         "device": str(find_device(common["device"])),
         "processes": common["ranks"].count,

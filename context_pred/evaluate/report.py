@@ -209,6 +209,8 @@ def ran_on(result: Result) -> str:
     if ran.get("digest"):
         whose = f" (of seed {ran['seeds'][0]})" if str(ran["model"]).startswith("random:") else ""
         lines.append(f"Model: {ran['model']}, backbone's SHA-256 {ran['digest'][:16]}…{whose}.")
+    if ran.get("command"):
+        lines.append(f"Command: `{ran['command']} --out OUT`")
     if ran.get("settings"):
         lines.append("Settings: " + ", ".join(f"{key} = {_setting(v)}" for key, v in ran["settings"].items()) + ".")
     if "seeds" in ran:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from context_pred import tables
@@ -39,6 +41,38 @@ def part(protocol: str, kind: type, given: Mapping[str, Any] | None, also: type 
 def of_kind(kind: type, given: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return those of the options given that a kind has."""
     return {name: value for name, value in (given or {}).items() if name in _names(kind)}
+
+
+def command_line(
+    protocol: str, model: str, data: str, given: Mapping[str, Any] | None, *, variant: str | None = None,
+    layers: Sequence[str] = (), seeds: Sequence[int] = (),
+) -> str:  # fmt: skip
+    """Return the command that makes the same run, but for its folder: what was given, and nothing else.
+
+    Args:
+        protocol: Its name.
+        model: As it was given.
+        data: The folder; its name alone is said.
+        given: Options of ``--set``, as values or texts.
+        variant: The row, where one was given.
+        layers: Where some were given.
+        seeds: Where others than 0 are run.
+    """
+    words = ["context-pred", "evaluate", protocol, "--model", model, "--data", Path(data).name or data]
+    words += ["--variant", variant] if variant else []
+    for name, value in (given or {}).items():
+        words += ["--set", f"{name}={_as_text(value)}"]
+    for layer in layers:
+        words += ["--layer", layer]
+    for seed in seeds if tuple(seeds) != (0,) else ():
+        words += ["--seed", str(seed)]
+    return shlex.join(words)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_as_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _names(kind: type) -> list[str]:
