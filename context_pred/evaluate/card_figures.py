@@ -78,12 +78,13 @@ def of_result(result: Mapping[str, Any], model: str) -> list[Metric]:
     data = ran["data"]
     counts = [f"{data[split]:,} {what}" for split, what in (("train", "to learn from"), ("test", "to test on"))]
     whole = [m for m in result["measured"] if not any(part in m["at"] for part in _PARTS)]
-    groups = [("", whole)]
+    groups: list[tuple[str, list[Any]]] = [("", whole)]
     if best is not None:
         whole = [m for m in whole if m["metric"] == best["metric"]]
         layers = [m for m in whole if m["at"] == best["at"]]
         settings = [m for m in whole if m["layer"] == best["layer"]]
-        groups = [(_said(best["at"]), layers), ("", settings if len(settings) > 1 else [])]
+        groups = [(_said(best["at"]), layers)] if len(layers) > 1 or len(settings) == 1 else []
+        groups += [("", settings)] if len(settings) > 1 else []
     seeds = len(ran.get("seeds", ()))
     drawn = f"{seeds} seeds" if seeds > 1 else "samples"
     command = shlex.split(ran["command"])

@@ -42,7 +42,7 @@ class DamagedImagesError(ImageError):
         named = "; ".join(f"{path} ({reason})" for path, reason in list(errors.items())[:_NAMED])
         more = f"; and {len(errors) - _NAMED} more" if len(errors) > _NAMED else ""
         super().__init__(
-            f"{len(errors):,} of the labelled images cannot be opened: {named}{more}. Mend or remove them, or leave "
+            f"{len(errors):,} of the images cannot be opened: {named}{more}. Mend or remove them, or leave "
             "them out, said so in the result, with --set skip_damaged=true."
         )
 
