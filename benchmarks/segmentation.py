@@ -31,20 +31,21 @@ from torchvision import models, tv_tensors
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.segmentation import fcn
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
 
 from context_pred import evaluate
 from context_pred.evaluate import settings as options
 from context_pred.evaluate import sources
 from context_pred.evaluate.segmentation import SegmentationObjective, Settings
-from context_pred.evaluate.segmentation.examples import TrainingExamples, load, stacked
+from context_pred.evaluate.segmentation.examples import TrainingExamples, fitted, load, stacked
 from context_pred.evaluate.segmentation.fcn import FCN
 from context_pred.evaluate.segmentation.label_maps import DataOptions, LabelMaps
 from context_pred.evaluate.segmentation.layouts import read
 from context_pred.training import keys
 
 OURS: dict[str, Any] = {
-    "scale": (480, 360), "crop": 240, "batch": 4, "output_stride": 16, "learning_rate": 0.05, "distortion": 0.0,
-    "precision": "bfloat16", "pictures": 0, "checkpoint_every": 10**6,
+    "scale": (320, 240), "ratio": (0.75, 1.5), "crop": 160, "batch": 4, "output_stride": 16, "learning_rate": 0.02,
+    "head_rate": 25, "distortion": 0.0, "precision": "bfloat16", "pictures": 0, "checkpoint_every": 10**6,
 }  # fmt: skip
 
 
@@ -139,9 +140,12 @@ class Theirs:
         predicted, truth = [], []
         for pair in self.data.test:
             pixels, labels = load(pair, self.data.coding)
+            size = fitted(labels.shape, self.own.scale)
+            image = TF.resize(torch.from_numpy(pixels).permute(2, 0, 1), list(size), antialias=True)
             with self._autocast():
-                found = self.model(self.transform.normalize(torch.from_numpy(pixels).permute(2, 0, 1))[None])
-            predicted.append(found["out"].float().argmax(1).flatten().byte())
+                found = self.model(self.transform.normalize(image)[None])
+            scores = F.interpolate(found["out"].float(), labels.shape, mode="bilinear")
+            predicted.append(scores.argmax(1).flatten().byte())
             truth.append(torch.from_numpy(labels).flatten())
         value: float = multiclass_jaccard_index(
             torch.cat(predicted).int(), torch.cat(truth).int(), len(self.data.classes), ignore_index=255

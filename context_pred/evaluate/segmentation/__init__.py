@@ -71,6 +71,7 @@ class Settings:
         per_device: Of them, how many are computed (and normalised) together; 0: all that a process has.
         steps: Length of the training.
         learning_rate: At the first step.
+        head_rate: What it is multiplied by for the heads; 10 is mmsegmentation's usual other value.
         least_rate: Towards the last.
         power: Of the fall between the two.
         momentum: Of SGD.
@@ -107,6 +108,7 @@ class Settings:
     per_device: int = 0
     steps: int = 20_000
     learning_rate: float = 0.01
+    head_rate: float = 1.0
     least_rate: float = 1e-4
     power: float = 0.9
     momentum: float = 0.9
@@ -139,6 +141,8 @@ class Settings:
             raise InvalidInputError(f"scale = {self.scale[0]}, {self.scale[1]}: accepted are sides of 16 px or more.")
         if self.output_stride not in STRIDES:
             raise InvalidInputError(f"output_stride = {self.output_stride}: accepted is 8, 16 or 32.")
+        if self.head_rate <= 0:
+            raise InvalidInputError(f"head_rate = {self.head_rate}: accepted is above 0.")
         if not self.least_rate <= self.learning_rate or self.learning_rate <= 0:
             raise InvalidInputError(
                 f"learning_rate = {self.learning_rate}, least_rate = {self.least_rate}: accepted are a rate above 0 "
@@ -210,6 +214,16 @@ class SegmentationObjective:
         return F.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="sum") / labels.numel()
 
 
+def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    groups = [
+        {"params": list(model.get_submodule(name).parameters()), "multiplier": times}
+        for name, times in (("backbone", 1.0), ("head", settings.head_rate), ("auxiliary", settings.head_rate))
+    ]
+    return torch.optim.SGD(
+        groups, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+
+
 def _training(job: Job) -> Training:
     settings: Settings = job.settings
     data: LabelMaps = job.data
@@ -227,12 +241,7 @@ def _training(job: Job) -> Training:
         name="segmentation",
         model=model,
         objective=SegmentationObjective(settings.auxiliary_weight, device_of(job)),
-        optimizer=lambda trained: torch.optim.SGD(
-            trained.parameters(),
-            lr=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-        ),
+        optimizer=lambda trained: _optimizer(trained, settings),
         rates=lambda _: PolyRates(settings.learning_rate, settings.steps, settings.power, settings.least_rate),
         examples=TrainingExamples(data.train, data.coding, settings.augmentation, job.preprocessing),
         collate=stacked,
