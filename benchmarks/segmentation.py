@@ -7,11 +7,11 @@ Ours is `context-pred evaluate segmentation` with settings for a CPU (`OURS`; `-
 stage 4 is dilated, mmsegmentation's heads. Torchvision's is what its `fcn_resnet50` is made of, on its ResNet-18,
 which it cannot dilate: `IntermediateLayerGetter`, an `FCNHead` on stage 4 and one on stage 3, trained by its reference
 recipe (`references/segmentation`: short side times .5 … 2, flip, crop; SGD .01, the auxiliary head ten times that,
-weight decay 1e-4, poly .9, auxiliary loss .5) at the same crop, batch and precision.
+weight decay 1e-4, poly .9, auxiliary loss .5) at the same size of images, crop, batch and precision.
 
 Both start from the weights of `--model` (random ones differ with the seed). Steps are as many as fit into `--seconds`
 of processor time a thread, measured on a few steps of each before; evaluation does not count. Both are tested on whole
-images of the test list at their own size, mean IoU over its classes, by torchmetrics.
+images of the test list, their scores enlarged to the size of the label maps: mean IoU of the classes, by torchmetrics.
 """
 
 from __future__ import annotations

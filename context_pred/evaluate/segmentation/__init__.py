@@ -215,9 +215,10 @@ class SegmentationObjective:
 
 
 def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    heads = [*model.get_submodule("head").parameters(), *model.get_submodule("auxiliary").parameters()]
     groups = [
-        {"params": list(model.get_submodule(name).parameters()), "multiplier": times}
-        for name, times in (("backbone", 1.0), ("head", settings.head_rate), ("auxiliary", settings.head_rate))
+        {"params": list(model.get_submodule("backbone").parameters()), "multiplier": 1.0},
+        {"params": heads, "multiplier": settings.head_rate},
     ]
     return torch.optim.SGD(
         groups, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay

@@ -68,9 +68,12 @@ def test_every_setting_of_c12_is_in_what_is_built(maps: Maps, tmp_path: Path) ->
     assert work.model.align_corners is False
     optimizer = work.optimizer(work.model)
     assert type(optimizer) is torch.optim.SGD
-    (group,) = optimizer.param_groups
-    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 5e-4, False)
-    assert len(group["params"]) == len(list(work.model.parameters()))
+    for group in optimizer.param_groups:
+        assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 5e-4, False)
+        assert group["multiplier"] == 1
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert {*map(id, trained)} == {*map(id, work.model.parameters())}
+    assert len(trained) == len(list(work.model.parameters()))
     rates = work.rates(661)
     assert rates.steps == 20_000
     assert rates.rate(0) == pytest.approx(0.01)
@@ -85,6 +88,19 @@ def test_every_setting_of_c12_is_in_what_is_built(maps: Maps, tmp_path: Path) ->
     assert augmentation.contrast == augmentation.saturation == (0.5, 1.5)
     assert work.examples.transform.mean == (0.485, 0.456, 0.406)  # 123.675, 116.28, 103.53 of 255
     assert asked.test == "whole"
+
+
+def test_heads_learn_at_a_rate_of_their_own(maps: Maps, tmp_path: Path) -> None:
+    asked = Settings(**{**TINY, "head_rate": 7.0})
+    work: Any = segmentation._training(job(read(maps.camvid((4, 1, 3))), tmp_path, asked))
+    backbone, heads = work.optimizer(work.model).param_groups
+    assert heads["multiplier"] == 7
+    assert {*map(id, heads["params"])} == {
+        *map(id, work.model.head.parameters()), *map(id, work.model.auxiliary.parameters())
+    }  # fmt: skip
+    assert {*map(id, backbone["params"])} == {*map(id, work.model.backbone.parameters())}
+    with pytest.raises(InvalidInputError, match="head_rate = 0: accepted is above 0"):
+        Settings(head_rate=0)
 
 
 def test_every_setting_of_c13_is_in_what_is_built(maps: Maps, tmp_path: Path) -> None:
