@@ -16,6 +16,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from context_pred.evaluate.report import percent
 from context_pred.pictures import COLORS
 
 
@@ -61,10 +62,9 @@ def shown(one: dict[str, Any] | None, asked: dict[str, str]) -> str:
     """Return a figure in per cent, with the setting it was found at where that was not asked for."""
     if one is None:
         return ""
-    spread = "" if one["spread"] is None else f" ± {100 * one['spread']:.2f}"
     known = ("class", "position", "pool", *asked)
     at = "".join(f" ({key} {value})" for key, value in one["at"].items() if key not in known)
-    return f"{100 * one['value']:.2f}{spread}{at}"
+    return f"{percent(one['value'], one['spread'])}{at}"
 
 
 def draw(tables: dict[str, Any], rows: list[str], single: dict[str, Any], metric: str, title: str, out: Path) -> None:

@@ -20,7 +20,6 @@ test list: AP50 by VOC2007's rule, mean over the classes.
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -188,9 +187,8 @@ class _AtOwnSize:
 def main() -> None:
     """Run both for every seed."""
     parser = same_budget.parser(
-        "Detection: ours (C4) beside torchvision's Faster R-CNN.", "BCCD, or any folder of images with boxes",
-        "resnet18_1xb64-coslr-300k",
-    )  # fmt: skip
+        "Detection: ours (C4) beside torchvision's Faster R-CNN.", "BCCD, or any folder of images with boxes"
+    )
     parser.add_argument("--theirs", choices=("map", "fpn"), default="map")
     parser.add_argument("--rate", type=float, default=0.02, help="torchvision's learning rate; .005 is its recipe's")
     args = parser.parse_args()
@@ -205,19 +203,21 @@ def main() -> None:
             each = seconds_a_step(Theirs(start, data, own, seed, args.theirs, 1e-4).step)
         steps = max(1, round(args.seconds / each))
         if who == "ours":
-            by_class = of_ours(start, data, own, seed, steps)
+            value, by_class = of_ours(start, data, own, seed, steps)
         else:
             theirs = Theirs(start, data, own, seed, args.theirs, args.rate)
             theirs.train(steps)
             values = average_precision.voc(data.test, theirs.found(), len(data.classes), form=own.form)[0]
-            by_class = dict(zip(data.classes, values.tolist(), strict=True))
-        return {"AP50": statistics.fmean(by_class.values()), **by_class, "steps": steps, "step": each}
+            value, by_class = average_precision.mean(values), dict(zip(data.classes, values.tolist(), strict=True))
+        return {"AP50": value, **by_class, "steps": steps, "step": each}
 
     same_budget.compare(args, "AP50", own, row)
 
 
-def of_ours(start: sources.Source, data: BoxedImages, own: c4.Settings, seed: int, steps: int) -> dict[str, float]:
-    """AP50 by class of the protocol."""
+def of_ours(
+    start: sources.Source, data: BoxedImages, own: c4.Settings, seed: int, steps: int
+) -> tuple[float, dict[str, float]]:
+    """AP50 of the protocol, and by class."""
     asked = {f.name: getattr(own, f.name) for f in dataclasses.fields(own)} | {"steps": steps}
     asked |= {name: defaults("voc0712-c4", {"steps": steps})[name] for name in ("milestones", "warmup_steps")}
     with tempfile.TemporaryDirectory() as out:
@@ -225,7 +225,9 @@ def of_ours(start: sources.Source, data: BoxedImages, own: c4.Settings, seed: in
             "detection", start, data, variant="voc0712-c4", out=out, settings=asked, seeds=(seed,), workers=1,
             progress=False, device="cpu",
         )  # fmt: skip
-    return {str(m.at["class"]): m.value for m in result.measured if m.metric == "AP50" and m.at}
+    return result.measured[0].value, {
+        str(m.at["class"]): m.value for m in result.measured if m.metric == "AP50" and m.at
+    }
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from context_pred.evaluate import sources
 Step = Callable[[int], None]
 
 
-def parser(description: str, data: str, model: str) -> argparse.ArgumentParser:
+def parser(description: str, data: str) -> argparse.ArgumentParser:
     """The options of both scripts."""
     options = argparse.ArgumentParser(description=description)
     options.add_argument("data", type=Path, help=data)
-    options.add_argument("--model", default=model, help="start weights (a ResNet-18)")
+    options.add_argument("--model", default="resnet18_1xb64-coslr-300k", help="start weights (a ResNet-18)")
     options.add_argument("--seconds", type=float, default=600, help="of training, processor time a thread")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--threads", type=int, default=1)

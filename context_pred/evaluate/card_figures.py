@@ -11,7 +11,7 @@ from typing import Any
 from context_pred.card import CARD_FILE, Card, Metric
 from context_pred.errors import InvalidInputError, storing
 
-from . import sources
+from . import report, sources
 
 _PARTS = ("class", "position")
 """Figures of a part of the data alone do not go on a card."""
@@ -83,7 +83,7 @@ def of_result(result: Mapping[str, Any], model: str) -> list[Metric]:
         whole = [m for m in whole if m["metric"] == best["metric"]]
         layers = [m for m in whole if m["at"] == best["at"]]
         settings = [m for m in whole if m["layer"] == best["layer"]]
-        groups = [(_said(best["at"]), layers)] if len(layers) > 1 or len(settings) == 1 else []
+        groups = [(report.where(None, best["at"]), layers)] if len(layers) > 1 or len(settings) == 1 else []
         groups += [("", settings)] if len(settings) > 1 else []
     seeds = len(ran.get("seeds", ()))
     drawn = f"{seeds} seeds" if seeds > 1 else "samples"
@@ -95,8 +95,8 @@ def of_result(result: Mapping[str, Any], model: str) -> list[Metric]:
             benchmark=", ".join(filter(None, (result["protocol"], row, at))),
             dataset=f"{data['name']} ({', '.join(c for c in counts if not c.startswith('0 '))})",
             layer=one["layer"] or "",
-            metric=f"{one['metric']} %" + (f" ({_said(one['at'])})" if one["at"] and not at else ""),
-            value=f"{100 * one['value']:.2f}" + ("" if one["spread"] is None else f" ± {100 * one['spread']:.2f}"),
+            metric=f"{one['metric']} %" + (f" ({report.where(None, one['at'])})" if one["at"] and not at else ""),
+            value=report.percent(one["value"], one["spread"]),
             measured_on=model,
             source=f"`{shlex.join(command)}`",
             note=f"± the standard deviation over {drawn}." if any(m["spread"] is not None for m in group) else "",
@@ -104,7 +104,3 @@ def of_result(result: Mapping[str, Any], model: str) -> list[Metric]:
         for at, group in groups
         for one in group
     ]
-
-
-def _said(at: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} = {value}" for key, value in at.items())

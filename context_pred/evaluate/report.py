@@ -53,8 +53,8 @@ def text(result: Result) -> str:
     if counts:
         parts.append(f"±: standard deviation over {' or '.join(map(str, counts))} {_drawn(ran)}.")
     if result.best is not None:
-        where = _where(result.best.layer, result.best.at)
-        parts.append(f"Best: {where}{', ' if where else ''}{result.best.metric} {_percent(result.best)} %.")
+        place = where(result.best.layer, result.best.at)
+        parts.append(f"Best: {place}{', ' if place else ''}{result.best.metric} {percent(result.best.value)} %.")
     said = [f"[{k + 1}] {note}" for k, note in enumerate(notes)]
     elsewhere = _elsewhere(result)
     if said or elsewhere:
@@ -97,9 +97,8 @@ def _measured(result: Result, notes: list[str]) -> str:
 
 
 def _value(measured: Measurement, result: Result) -> str:
-    spread = "" if measured.spread is None else f" ± {100 * measured.spread:.2f}"
     best = result.best is not None and _same(measured, result.best)
-    return f"{_percent(measured)}{spread}{' *' if best else ''}"
+    return f"{percent(measured.value, measured.spread)}{' *' if best else ''}"
 
 
 def _beside(measured: Measurement, result: Result, notes: list[str]) -> str:
@@ -110,7 +109,7 @@ def _beside(measured: Measurement, result: Result, notes: list[str]) -> str:
         note = _source(figure)
         if note not in notes:
             notes.append(note)
-        cells.append(f"{_percent(figure)} [{notes.index(note) + 1}]")
+        cells.append(f"{percent(figure.value)} [{notes.index(note) + 1}]")
     return " / ".join(cells)
 
 
@@ -131,7 +130,7 @@ def _elsewhere(result: Result) -> list[str]:
             groups.setdefault((_source(figure), figure.metric, figure.layer), []).append(figure)
     lines = []
     for (source, metric, layer), figures in groups.items():
-        values = ", ".join(f"{_percent(f)}{f' ({_where(None, f.at)})' if f.at else ''}" for f in figures)
+        values = ", ".join(f"{percent(f.value)}{f' ({where(None, f.at)})' if f.at else ''}" for f in figures)
         lines.append(f"{metric}{f' on {layer}' if layer else ''} {values}: {source}")
     return lines
 
@@ -141,12 +140,14 @@ def _source(figure: Published) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _where(layer: str | None, at: Mapping[str, float | str]) -> str:
+def where(layer: str | None, at: Mapping[str, float | str]) -> str:
+    """Say where a figure stands: its layer, where it has one, and its settings."""
     return ", ".join([*([layer] if layer else []), *(f"{key} = {_shown(value)}" for key, value in at.items())])
 
 
-def _percent(figure: Measurement | Published) -> str:
-    return f"{100 * figure.value:.2f}"
+def percent(value: float, spread: float | None = None) -> str:
+    """Say a share in per cent, ± its spread."""
+    return f"{100 * value:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
 
 
 def _shown(value: float | str) -> str:

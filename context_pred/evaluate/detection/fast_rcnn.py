@@ -26,22 +26,9 @@ from context_pred.training.examples import batches
 
 from ..job import Job, Result
 from ..trained import Training, device_of, measured_batches, train
-from . import rescaling
+from . import paper, rescaling
 from .average_precision import Detections
-from .paper import (
-    FineTuning,
-    as_list,
-    build,
-    data_of,
-    described,
-    in_order,
-    kept_start,
-    mean_of,
-    milestones_of,
-    proposals_of,
-    result_of,
-    training_of,
-)
+from .paper import FineTuning
 from .proposals import at_least_one, shares
 from .regions import Examples, Loaded, RegionOptions, coder_of, edges, packed, stored_size
 from .tower import Tower
@@ -99,7 +86,7 @@ class Settings(RegionOptions, FineTuning):
 
 def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the milestone of another number of steps: 3/4 of them."""
-    return milestones_of(given, 3 / 4)
+    return paper.milestones_of(given, 3 / 4)
 
 
 class FastRCNN(nn.Module):
@@ -159,7 +146,7 @@ class Objective:
 def built(job: Job, classes: int) -> FastRCNN:
     """Make the detector, before its data-dependent start."""
     settings: Settings = job.settings
-    return build(job, NAME, lambda backbone: FastRCNN(Tower(backbone, settings.pool_padding), classes, settings))
+    return paper.build(job, NAME, lambda backbone: FastRCNN(Tower(backbone, settings.pool_padding), classes, settings))
 
 
 def new_layers(job: Job, model: FastRCNN) -> list[rescaling.Layer]:
@@ -180,7 +167,7 @@ def start(job: Job, model: FastRCNN, examples: Examples) -> dict[str, Any]:
     places = [[(0, image)] for image in chosen]
     loaded = [
         [_some(one, settings.start_rois, job.seed, number) for one in batch]
-        for number, batch in enumerate(batches(whole, places, as_list, seed=job.seed))
+        for number, batch in enumerate(batches(whole, places, paper.as_list, seed=job.seed))
     ]
     model.to(device)
 
@@ -223,7 +210,7 @@ def _name_of(model: nn.Module, layer: nn.Module) -> str:
 def work_of(job: Job, model: FastRCNN, examples: Examples) -> Training:
     """Describe the training."""
     objective = Objective(job.preprocessing, device_of(job))
-    return training_of(job, NAME, model, objective, examples, [image.path for image in examples.images])
+    return paper.training_of(job, NAME, model, objective, examples, [image.path for image in examples.images])
 
 
 def detect(
@@ -262,23 +249,19 @@ def detect(
 def run(job: Job) -> Result:
     """Search proposals, start the detector from data, train it, test it."""
     settings: Settings = job.settings
-    data = data_of(str(job.variant), job.data)
+    data = paper.data_of(str(job.variant), job.data)
     model = built(job, len(data.classes))
-    train_boxes, test_boxes = proposals_of(job, data)
+    train_boxes, test_boxes = paper.proposals_of(job, data)
     examples = Examples(data.train, train_boxes, settings, training=True)
-    started = kept_start(job, NAME, model, lambda: start(job, model, examples))
+    started = paper.kept_start(job, NAME, model, lambda: start(job, model, examples))
     trained = train(job, work_of(job, model, examples))
     found = _tested(job, trained.model, Examples(data.test, test_boxes, settings, training=False))
     job.record["images"] = (
         f"shorter side {settings.short_side} px, longer at most {settings.long_side} px, "
-        f"{described(job.preprocessing)}."
+        f"{paper.described(job.preprocessing)}."
     )
-    details = {"start": started, "proposals": {"train": mean_of(train_boxes), "test": mean_of(test_boxes)}}
-    notes = [
-        f"Proposals an image: {mean_of(train_boxes):,.0f} in training, {mean_of(test_boxes):,.0f} in the test.",
-        said_of(started),
-    ]
-    return result_of(job, data, found, notes, details)
+    counts, said = paper.counted(train_boxes, test_boxes)
+    return paper.result_of(job, data, found, [said, said_of(started)], {"start": started, "proposals": counts})
 
 
 def said_of(started: Mapping[str, Any]) -> str:
@@ -293,8 +276,8 @@ def said_of(started: Mapping[str, Any]) -> str:
 def _tested(job: Job, model: nn.Module, examples: Examples) -> list[Detections]:
     settings: Settings = job.settings
     mine: list[tuple[int, Detections]] = []
-    for numbers, batch in measured_batches(job, examples, as_list, settings.test_images):
+    for numbers, batch in measured_batches(job, examples, paper.as_list, settings.test_images):
         sizes = [stored_size(one) for one in batch]
         found = detect(model, batch, job.preprocessing, sizes, settings, device_of(job))
         mine += zip(numbers, found, strict=True)
-    return in_order(job, mine)
+    return paper.in_order(job, mine)

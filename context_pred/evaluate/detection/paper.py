@@ -256,9 +256,13 @@ def _save(model: nn.Module, path: Path) -> None:
         os.replace(draft, path)
 
 
-def mean_of(proposals: Sequence[Boxes]) -> float:
-    """Mean number of proposals an image."""
-    return float(np.mean([len(boxes) for boxes in proposals]))
+def counted(train: Sequence[Boxes], test: Sequence[Boxes]) -> tuple[dict[str, float], str]:
+    """Return the mean number of proposals an image of both splits, and a sentence on it."""
+    means = {
+        split: float(np.mean([len(boxes) for boxes in proposals]))
+        for split, proposals in (("train", train), ("test", test))
+    }
+    return means, f"Proposals an image: {means['train']:,.0f} in training, {means['test']:,.0f} in the test."
 
 
 def described(transform: EvalTransform) -> str:

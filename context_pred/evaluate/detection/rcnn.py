@@ -30,24 +30,11 @@ from context_pred.training.examples import batches
 
 from ..job import Job, Result
 from ..trained import Training, device_of, measured_batches, train
-from . import rescaling
+from . import paper, rescaling
 from .average_precision import Detections
 from .boxes import BoxedImage
 from .mining import Detectors, Floats, SvmOptions, train_detectors
-from .paper import (
-    FineTuning,
-    as_list,
-    build,
-    data_of,
-    described,
-    in_order,
-    kept_start,
-    mean_of,
-    milestones_of,
-    proposals_of,
-    result_of,
-    training_of,
-)
+from .paper import FineTuning
 from .proposals import Boxes, at_least_one, shares
 from .tower import Tower, without_batch_norm
 from .windows import Cut, WindowExamples, warped, whole
@@ -122,7 +109,7 @@ class Settings(FineTuning, SvmOptions):
 
 def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the milestones of another number of steps."""
-    return milestones_of(given, 2 / 7, 4 / 7, 6 / 7)
+    return paper.milestones_of(given, 2 / 7, 4 / 7, 6 / 7)
 
 
 def pooled(size: int) -> int:
@@ -208,7 +195,7 @@ class Objective:
 
 def built(job: Job, classes: int) -> RCNN:
     """Make the network, before its channels are rescaled."""
-    return build(job, NAME, lambda backbone: RCNN(backbone, classes, job.settings))
+    return paper.build(job, NAME, lambda backbone: RCNN(backbone, classes, job.settings))
 
 
 def start(job: Job, model: RCNN, examples: WindowExamples) -> dict[str, Any]:
@@ -218,7 +205,7 @@ def start(job: Job, model: RCNN, examples: WindowExamples) -> dict[str, Any]:
     chosen = torch.randperm(len(examples), generator=keys.generator(job.seed, 5))[: settings.start_images].tolist()
     places = [[(0, image) for image in chosen[first : first + 16]] for first in range(0, len(chosen), 16)]
     sampled = dataclasses.replace(examples, windows=settings.start_windows, flip=0.0)
-    loaded = list(batches(sampled, places, as_list, seed=keys.seed(job.seed, 6)))
+    loaded = list(batches(sampled, places, paper.as_list, seed=keys.seed(job.seed, 6)))
 
     def forward(batch: list[Cut]) -> Tensor:
         return model.features(objective.windows(batch))
@@ -237,7 +224,7 @@ def work_of(job: Job, model: RCNN, examples: WindowExamples) -> Training:
     settings: Settings = job.settings
     objective = Objective(job.preprocessing, device_of(job), settings)
     paths = [image.path for image in examples.images]
-    return training_of(job, NAME, model, objective, examples, paths, {"fc8": settings.output_rate})
+    return paper.training_of(job, NAME, model, objective, examples, paths, {"fc8": settings.output_rate})
 
 
 def features_of(
@@ -257,14 +244,14 @@ def features_of(
 def run(job: Job) -> Result:
     """Search proposals, fine-tune, train the SVMs, test them."""
     settings: Settings = job.settings
-    data = data_of(str(job.variant), job.data)
+    data = paper.data_of(str(job.variant), job.data)
     model = built(job, len(data.classes))
-    train_boxes, test_boxes = proposals_of(job, data)
+    train_boxes, test_boxes = paper.proposals_of(job, data)
     examples = WindowExamples(
         data.train, train_boxes, settings.windows // settings.images, settings.foreground,
         settings.foreground_overlap, settings.flip,
     )  # fmt: skip
-    started = kept_start(job, NAME, model, lambda: start(job, model, examples))
+    started = paper.kept_start(job, NAME, model, lambda: start(job, model, examples))
     trained = train(job, work_of(job, model, examples))
     device = device_of(job)
 
@@ -279,31 +266,32 @@ def run(job: Job) -> Result:
     found = _tested(job, trained.model, detectors, WindowExamples(data.test, test_boxes))
     job.record["images"] = (
         f"windows warped to {settings.size} × {settings.size} px, {settings.padding} px of them context on each side, "
-        f"{described(job.preprocessing)}."
+        f"{paper.described(job.preprocessing)}."
     )
+    counts, said = paper.counted(train_boxes, test_boxes)
     details = {
         "start": started,
-        "proposals": {"train": mean_of(train_boxes), "test": mean_of(test_boxes)},
+        "proposals": counts,
         "positives": dict(zip(data.classes, detectors.positives, strict=True)),
         "negatives at last": dict(zip(data.classes, detectors.negatives, strict=True)),
     }
     left = started["rates equal to within"]
     equal = "" if left is None else f"; rates of all layers equal to within {100 * math.expm1(left):.1f} %"
     notes = [
-        f"Proposals an image: {mean_of(train_boxes):,.0f} in training, {mean_of(test_boxes):,.0f} in the test.",
+        said,
         f"Start: channels {'rescaled' if started['rescaled'] else 'as they were'}{equal}.",
     ]
-    return result_of(job, data, found, notes, details)
+    return paper.result_of(job, data, found, notes, details)
 
 
 def _tested(job: Job, model: nn.Module, detectors: Detectors, examples: WindowExamples) -> list[Detections]:
     settings: Settings = job.settings
     mine: list[tuple[int, Detections]] = []
-    for numbers, batch in measured_batches(job, examples, as_list, 1):
+    for numbers, batch in measured_batches(job, examples, paper.as_list, 1):
         for number, cut in zip(numbers, batch, strict=True):
             scores = detectors.scores(features_of(model, cut, job.preprocessing, settings, device_of(job)))
             mine.append((number, detections_of(cut.boxes, torch.from_numpy(scores), settings)))
-    return in_order(job, mine)
+    return paper.in_order(job, mine)
 
 
 def detections_of(boxes: Tensor, scores: Tensor, settings: Settings) -> Detections:
