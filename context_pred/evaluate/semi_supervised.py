@@ -32,7 +32,7 @@ from .features import Preprocessing
 from .heads import accuracies
 from .job import Job, Measurement, Result
 from .kept import Kept, digest
-from .trained import Training, device_of, identity_of, measured_batches, seeded, train
+from .trained import Training, device_of, head_groups, identity_of, measured_batches, seeded, train
 
 NAME = "semi-supervised"
 LAYERS = "none"
@@ -364,11 +364,8 @@ def make(job: Job) -> Classifier:
 
 def optimizer(settings: Settings, trial: Trial, classifier: nn.Module) -> torch.optim.Optimizer:
     """Make the optimiser: the classifier in a group of its own, at a multiple of the rate."""
-    heads = [p for name, p in classifier.named_parameters() if name.startswith("fc.")]
-    others = [p for name, p in classifier.named_parameters() if not name.startswith("fc.")]
-    groups = [{"params": others, "multiplier": 1.0}, {"params": heads, "multiplier": trial.multiplier}]
     return torch.optim.SGD(
-        groups,
+        head_groups(classifier, ("fc.",), trial.multiplier),
         trial.rate,
         momentum=settings.momentum,
         nesterov=settings.nesterov,

@@ -216,6 +216,21 @@ def _batches(job: Job, work: Training, order: Order, steps: int, first: int, dev
     )  # fmt: skip
 
 
+def head_groups(model: nn.Module, heads: tuple[str, ...], multiplier: float) -> list[dict[str, Any]]:
+    """Group the parameters for an optimiser: the others, and the heads, which learn at a multiple of the rate.
+
+    Args:
+        model: What is trained.
+        heads: Beginnings of the heads' names, as "head.".
+        multiplier: Of their rate.
+    """
+    named = list(model.named_parameters())
+    return [
+        {"params": [p for name, p in named if not name.startswith(heads)], "multiplier": 1.0},
+        {"params": [p for name, p in named if name.startswith(heads)], "multiplier": multiplier},
+    ]
+
+
 def measured_batches(
     job: Job, examples: Examples, collate: Callable[[list[Any]], Any], size: int
 ) -> Iterator[tuple[list[int], Any]]:

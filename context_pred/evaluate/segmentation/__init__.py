@@ -23,7 +23,7 @@ from context_pred.data.transforms import EvalTransform
 from context_pred.errors import InvalidInputError, storing
 from context_pred.evaluate._extra import need
 from context_pred.evaluate.job import Job, Measurement, Result
-from context_pred.evaluate.trained import Training, device_of, identity_of, measured_batches, seeded, train
+from context_pred.evaluate.trained import Training, device_of, head_groups, identity_of, measured_batches, seeded, train
 from context_pred.training.rates import PolyRates
 
 from .examples import Augmentation, TrainingExamples, WholeExamples, load, single, stacked
@@ -214,17 +214,6 @@ class SegmentationObjective:
         return F.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="sum") / labels.numel()
 
 
-def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    heads = [*model.get_submodule("head").parameters(), *model.get_submodule("auxiliary").parameters()]
-    groups = [
-        {"params": list(model.get_submodule("backbone").parameters()), "multiplier": 1.0},
-        {"params": heads, "multiplier": settings.head_rate},
-    ]
-    return torch.optim.SGD(
-        groups, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
-
-
 def _training(job: Job) -> Training:
     settings: Settings = job.settings
     data: LabelMaps = job.data
@@ -242,7 +231,12 @@ def _training(job: Job) -> Training:
         name="segmentation",
         model=model,
         objective=SegmentationObjective(settings.auxiliary_weight, device_of(job)),
-        optimizer=lambda trained: _optimizer(trained, settings),
+        optimizer=lambda trained: torch.optim.SGD(
+            head_groups(trained, ("head.", "auxiliary."), settings.head_rate),
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        ),
         rates=lambda _: PolyRates(settings.learning_rate, settings.steps, settings.power, settings.least_rate),
         examples=TrainingExamples(data.train, data.coding, settings.augmentation, job.preprocessing),
         collate=stacked,
