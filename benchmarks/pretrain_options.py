@@ -1,12 +1,12 @@
 """What each option beyond upstream brings: short runs that differ in one option, measured alike.
 
     python weights/corpus.py … --out CORPUS
-    python benchmarks/pretrain_options.py CORPUS --bsds BSDS500 --out options.json
+    python benchmarks/pretrain_options.py CORPUS --bsds BSDS500/BSDS500/data/images --out options.json
 
 Every run starts from the same random weights and sees as many images in the same order. The pretext accuracy is then
-measured with one preparation and one sampler, the baseline's, on the corpus's held-out photographs and on BSDS500, and
-on BSDS500 in the paper's geometry too. Runs that are in OPTIONS.json already are not repeated. Short runs tell what
-helps early; differences below two points are within what another seed changes.
+measured by `evaluate pretext` with one sampler, the baseline's, on the corpus's held-out photographs and on BSDS500
+(the folder of its images), and there in the paper's geometry too. Runs that are in OPTIONS.json are not repeated. Short
+runs tell what helps early; differences below two points are within what another seed changes.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import context_pred
+from context_pred import evaluate
 from context_pred.pretrain import read_recipe, run
-from weights.pretext_accuracy import as_in_training, bsds_files, held_out_files, in_papers_geometry, merged
 
 RECIPE = "resnet18_1xb64-coslr-300k"
 BASELINE = {"sampler.gap": "[0, 0]", "images.flip": "0.0", "images.squares": "[0.5, 1.0]"}
@@ -35,6 +36,13 @@ VARIANTS = {
 }
 
 
+def accuracy(model: context_pred.ContextPredictionModel, images: Path, **settings: Any) -> str:
+    """Measure the pretext accuracy; return it with its interval as the protocol's note says them."""
+    with tempfile.TemporaryDirectory() as out:
+        result = evaluate.run("pretext", model, images, out=out, settings=settings, progress=False)
+    return str(result.details["notes"][0])
+
+
 def main() -> None:
     """Train, measure, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -45,7 +53,6 @@ def main() -> None:
     args = parser.parse_args()
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
     baseline = read_recipe(RECIPE).override(BASELINE)
-    held_out, bsds = held_out_files(args.corpus), bsds_files(args.bsds)
     length = {"schedule.images": str(args.images), "schedule.warmup_images": "3200", "run.held_out": "0"}
     for name, changes in VARIANTS.items():
         if name in results:
@@ -55,15 +62,12 @@ def main() -> None:
             settings = {**BASELINE, **length, **changes}
             run(args.corpus / "train", RECIPE, out=Path(folder) / "run", settings=settings, workers=0, progress=False)
             model = context_pred.load_pretrained(Path(folder) / "run" / "model")
-        model.card = model.card.replace(patch_sampler=baseline.make_sampler().to_config())
-        kinds = [as_in_training(model, files, baseline.images, 1) for files in held_out.values()]
-        paper = in_papers_geometry(model, bsds, 1, gray=False)
-        found = {
-            "held out": merged(kinds).result(),
-            "BSDS500": as_in_training(model, bsds, baseline.images, 1).result(),
-            "BSDS500, paper's geometry": paper.result() if paper is not None else None,
-        }
-        results[name] = {key: str(result) for key, result in found.items()}
+            model.card = model.card.replace(patch_sampler=baseline.make_sampler().to_config())
+            results[name] = {
+                "held out": accuracy(model, args.corpus / "heldout"),
+                "BSDS500": accuracy(model, args.bsds),
+                "BSDS500, paper's geometry": accuracy(model, args.bsds, geometry="paper"),
+            }
         args.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         print(f"{name} ({time.perf_counter() - begun:.0f} s): {results[name]}", flush=True)
 
