@@ -16,11 +16,11 @@ from typing import Any
 import context_pred
 from context_pred.errors import InvalidInputError, unknown
 from context_pred.extract.network import find_device
+from context_pred.extras import need, versions
 from context_pred.ranks import cores, joined
 from context_pred.training.machine import own_device
 
 from . import folder, labelled, published, quirks, report, settings, sources, trained
-from ._extra import need, versions
 from .features import DamagedImagesError
 from .job import Job, Measurement, Result
 from .labelled import LabelledImages

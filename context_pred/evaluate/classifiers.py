@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from context_pred.errors import InvalidInputError
+from context_pred.extras import need
 
-from ._extra import need
 from .metrics import average_precision
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from context_pred.errors import storing
+from context_pred.extras import need
 from context_pred.pictures import COLORS
 
-from ._extra import need
 from .job import Measurement, Published, Result
 from .published import of_model
 

@@ -18,9 +18,8 @@ from context_pred.card import IMAGENET_MEAN, IMAGENET_STD, Card
 from context_pred.data.transforms import EvalTransform
 from context_pred.errors import InvalidInputError, UnknownNameError, did_you_mean, unknown
 from context_pred.extract import Extractable, weights_digest
+from context_pred.extras import need
 from context_pred.model import ContextPredictionModel
-
-from ._extra import need
 
 RANDOM = "random:"
 FIXED = ("pixels", "hog")

@@ -15,10 +15,10 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms.v2 import functional as F
 
 import context_pred
-from context_pred import extract
+from context_pred import extract, extras
 from context_pred.data.transforms import EvalTransform
 from context_pred.errors import InvalidInputError, UnknownNameError
-from context_pred.evaluate import FeatureMaps, _extra
+from context_pred.evaluate import FeatureMaps
 from context_pred.evaluate.features import Preprocessing
 from context_pred.evaluate.sources import find
 from context_pred.model import ContextPredictionModel
@@ -135,7 +135,7 @@ def test_pixels_are_a_thumbnail_and_hog_is_scikit_images(photos: Path, tmp_path:
 
 def test_a_missing_package_names_the_extra() -> None:
     with pytest.raises(InvalidInputError, match=r'The plot needs nonesuch.*pip install "context-pred\[eval\]"'):
-        _extra.need("nonesuch.part", "The plot")
+        extras.need("nonesuch.part", "The plot")
 
 
 # Preprocessing

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from context_pred.evaluate._extra import need
+from context_pred.extras import need
 
 from .average_precision import Detections
 from .boxes import BoxedImage

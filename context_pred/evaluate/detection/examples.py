@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import InterpolationMode
 
 from context_pred.data.decode import Photo
 from context_pred.errors import InvalidInputError
-from context_pred.evaluate._extra import need
+from context_pred.extras import need
 
 from .boxes import BoxedImage
 

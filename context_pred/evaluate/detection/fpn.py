@@ -23,8 +23,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from context_pred.backbones import Backbone
 from context_pred.data.transforms import EvalTransform
 from context_pred.errors import InvalidInputError
-from context_pred.evaluate._extra import need
 from context_pred.evaluate.job import Job, Measurement, Result
+from context_pred.extras import need
 from context_pred.training.rates import StepRates
 
 from . import coco_average_precision

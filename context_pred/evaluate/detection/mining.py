@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from context_pred.errors import InvalidInputError, storing
+from context_pred.extras import need
 from context_pred.ranks import Ranks
 from context_pred.training import keys
 
-from .._extra import need
 from ..parallel import run_jobs
 from .average_precision import overlaps
 from .boxes import BoxedImage

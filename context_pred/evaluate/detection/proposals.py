@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from context_pred.data.images import open_image
 from context_pred.errors import InvalidInputError, storing
 from context_pred.extract.work import digest_of_files
+from context_pred.extras import need
 from context_pred.ranks import Ranks
 from context_pred.training import keys
 
-from .._extra import need
 from ..kept import digest
 from ..parallel import run_jobs
 from .boxes import BoxedImage

@@ -25,9 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from context_pred.errors import InvalidInputError
+from context_pred.extras import need
 from context_pred.training import keys
-
-from .._extra import need
 
 logger = logging.getLogger("context_pred")
 

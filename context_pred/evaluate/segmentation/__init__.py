@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from context_pred.data.transforms import EvalTransform
 from context_pred.errors import InvalidInputError, storing
-from context_pred.evaluate._extra import need
 from context_pred.evaluate.job import Job, Measurement, Result
 from context_pred.evaluate.trained import Training, device_of, head_groups, identity_of, measured_batches, seeded, train
+from context_pred.extras import need
 from context_pred.training.rates import PolyRates
 
 from .examples import Augmentation, TrainingExamples, WholeExamples, load, single, stacked

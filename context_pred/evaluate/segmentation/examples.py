@@ -18,7 +18,7 @@ from torch import Tensor
 from context_pred.data.images import open_image
 from context_pred.data.transforms import EvalTransform
 from context_pred.errors import ImageError
-from context_pred.evaluate._extra import need
+from context_pred.extras import need
 
 from .label_maps import IGNORED, Coding, Pair
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from context_pred.errors import ImageError, InvalidInputError
-from context_pred.evaluate._extra import need
+from context_pred.extras import need
 
 IGNORED = 255
 """Pixels without a class, in what ``Coding.read`` returns."""

@@ -9,61 +9,21 @@ from typing import Any
 
 import click
 
-from . import __version__
-from .errors import ContextPredError, StoppedError
+from context_pred import __version__
+from context_pred.errors import StoppedError
 
-MODEL_HELP = "A name of the zoo, a path, or hf-hub:OWNER/NAME@REVISION."
-
-
-class Failure(click.ClickException):
-    """One of the library's errors, to be shown as one line on stderr; exit status 2, as for a wrong option."""
-
-    exit_code = 2
-
-
-class Group(click.Group):
-    """A click group that shows the library's errors without a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; any ContextPredError becomes a Failure."""
-        try:
-            return super().invoke(ctx)
-        except ContextPredError as error:
-            raise Failure(" ".join(str(error).split())) from error
-
-
-def example(line: str) -> str:
-    """Return a command's closing help text: one line to copy."""
-    return f"\b\nExample:\n  {line}"
-
-
-def default_model() -> str:
-    """Return the plain name of the model that ships with the library."""
-    from .zoo.registry import default_name
-
-    name = default_name()
-    if name is None:
-        raise click.UsageError("No model ships with this installation; name one with --model.")
-    return name
-
-
-model_option = click.option(
-    "--model", default=default_model, show_default="the shipped one", metavar="NAME", help=MODEL_HELP
+from .discover import neighbors
+from .options import (
+    Group,
+    batch_option,
+    default_model,
+    device_option,
+    example,
+    model_option,
+    progress_option,
+    workers_option,
 )
-batch_option = click.option("--batch-size", default=32, show_default=True, metavar="N", help="Images at once.")
-workers_option = click.option(
-    "--workers",
-    type=int,
-    default=None,
-    metavar="N",
-    help="Threads that open images.  [default: 2 beside a CPU, up to 16 beside a GPU]",
-)
-device_option = click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, …; auto takes what there is."
-)
-progress_option = click.option("--progress/--no-progress", default=True, help="Show a progress bar on stderr.")
-cache_option = click.option("--cache-dir", default=None, metavar="DIR", help="Another cache than huggingface-hub's.")
-revision_option = click.option("--revision", default=None, metavar="COMMIT", help="Of an hf-hub: model.")
+from .zoo import zoo
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -87,9 +47,9 @@ def _table(rows: Sequence[Sequence[str]]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the whole cards as JSON.")
 def models(pattern: str, as_json: bool) -> None:
     """List the models whose names match PATTERN, or show the card of the one that PATTERN names."""
-    from .errors import unknown
-    from .zoo import list_models, model_info
-    from .zoo.registry import shipped
+    from context_pred.errors import unknown
+    from context_pred.zoo import list_models, model_info
+    from context_pred.zoo.registry import shipped
 
     names = list_models(pattern)
     if not names:
@@ -152,7 +112,7 @@ def extract(images: tuple[str, ...], model: str, **options: Any) -> None:
 
     A run that was stopped goes on where it ended when the same command is given again.
     """
-    from . import extract as extraction
+    from context_pred import extract as extraction
 
     summary = extraction.run(_source(images), model, **options)
     if os.environ.get("RANK", "0") == "0":  # torchrun's other processes have nothing to add
@@ -192,7 +152,7 @@ def pretrain(images: tuple[str, ...], recipe: str, settings: tuple[str, ...], **
     """
     import logging
 
-    from . import pretrain as training
+    from context_pred import pretrain as training
 
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     parsed = _pairs(settings, "SECTION.KEY=VALUE", "run.seed=1")
@@ -203,31 +163,10 @@ def pretrain(images: tuple[str, ...], recipe: str, settings: tuple[str, ...], **
 
 def _recipes(ctx: click.Context, asked: bool) -> None:
     if asked:
-        from .pretrain import list_recipes, read_recipe
+        from context_pred.pretrain import list_recipes, read_recipe
 
         _table([(name, read_recipe(name).title) for name in list_recipes()])
         ctx.exit()
-
-
-@main.command(epilog=example("context-pred neighbors photos/ photos/ --out neighbors"))
-@click.argument("query")
-@click.argument("images")
-@click.option("--out", required=True, metavar="DIR", help="The folder to write neighbors.png into.")
-@model_option
-@click.option("--layer", default="feature5", show_default=True, help="The layer to compare.")
-@click.option(
-    "--pool", type=click.Choice(["gap", "grid", "none"]), default="gap", show_default=True, help="As in extract."
-)
-@click.option("-k", default=5, show_default=True, metavar="K", help="Neighbours of each query.")
-@batch_option
-@workers_option
-@device_option
-@progress_option
-def neighbors(query: str, images: str, **options: Any) -> None:
-    """Find the nearest neighbours of the QUERY images among IMAGES and draw them."""
-    from .discover import neighbors as search
-
-    click.echo(search.run(query, images, **options))
 
 
 @main.command(epilog=example("context-pred audit resnet18_1xb64-coslr-300k photos/ --out audit"))
@@ -245,7 +184,7 @@ def audit(model: str, images: tuple[str, ...], **options: Any) -> None:
 
     MODEL is a name of the zoo, a path, or hf-hub:OWNER/NAME@REVISION. Photographs that it has not seen say most.
     """
-    from .pretrain import audit as shortcuts
+    from context_pred.pretrain import audit as shortcuts
 
     click.echo(shortcuts.run(model, _source(images), **options))
 
@@ -298,7 +237,7 @@ def evaluate(
 
     A run that was stopped goes on where it ended when the same command is given again.
     """
-    from . import evaluate as evaluation
+    from context_pred import evaluate as evaluation
 
     if resume and options["overwrite"]:
         raise click.UsageError("--resume goes on and --overwrite begins anew; give one of them.")
@@ -321,74 +260,5 @@ def _pairs(settings: tuple[str, ...], accepted: str, as_in: str) -> dict[str, st
     return parsed
 
 
-@main.group()
-def zoo() -> None:
-    """Fetch, check and convert models."""
-
-
-@zoo.command(epilog=example("context-pred zoo pull resnet50_8xb64-steplr-70e"))
-@click.argument("names", nargs=-1, required=True, metavar="NAME…")
-@revision_option
-@cache_option
-@click.option("--force", "force_download", is_flag=True, help="Fetch again what is here already.")
-@progress_option
-def pull(names: tuple[str, ...], **options: Any) -> None:
-    """Bring models onto this machine, verified, so that they load without a network; print where they lie."""
-    from .zoo import pull as fetch
-
-    for name in names:
-        click.echo(fetch(name, **options))
-
-
-@zoo.command(epilog=example("context-pred zoo verify resnet50_8xb64-steplr-70e"))
-@click.argument("names", nargs=-1, required=True, metavar="NAME…")
-@revision_option
-@cache_option
-@click.pass_context
-def verify(ctx: click.Context, /, names: tuple[str, ...], **options: Any) -> None:
-    """Check models that are on this machine: digest, keys and shapes. Exit status 1 if one is wrong; asks no server."""
-    from .zoo import verify as check
-
-    reports = [check(name, **options) for name in names]
-    for report in reports:
-        click.echo(report)
-    ctx.exit(0 if all(report.ok for report in reports) else 1)
-
-
-@zoo.command(epilog=example("context-pred zoo convert relative-loc_resnet50.pth my-model --channel-order rgb"))
-@click.argument("src")
-@click.argument("out")
-@click.option("--channel-order", default=None, metavar="ORDER", help="rgb or bgr, for files that do not tell.")
-@click.option(
-    "--label-order",
-    default=None,
-    metavar="ORDER",
-    help="raster or openmmlab-1.x, for heads of files that do not tell.",
-)
-@click.option("--name", default=None, help="The model's name on its card.  [default: the file's]")
-@click.option("--overwrite", is_flag=True, help="Replace a model folder that is there already.")
-def convert(src: str, out: str, **options: Any) -> None:
-    """Convert the checkpoint SRC to the model folder OUT without executing any of its code; print where it lies."""
-    from .zoo.convert import convert as write
-
-    click.echo(write(src, out, **options))
-
-
-@zoo.command(epilog=example("context-pred zoo results RUN/model knn linear knn-random"))
-@click.argument("folder", metavar="MODEL")
-@click.argument("outs", nargs=-1, required=True, metavar="OUT…")
-def results(folder: str, outs: tuple[str, ...]) -> None:
-    """Put the figures that `evaluate` wrote to each OUT on the card of MODEL, a model folder; print them.
-
-    An OUT is of the folder's own weights, or of random:BACKBONE, pixels or hog to hold them against. Figures that the
-    same command gave before are replaced.
-    """
-    from .evaluate.card_figures import add
-
-    for one in add(folder, outs):
-        parts = (one.measured_on, one.benchmark, one.dataset, one.layer, one.metric)
-        click.echo(f"{', '.join(filter(None, parts))}: {one.value}")
-
-
-if __name__ == "__main__":
-    main()
+for command in (neighbors, zoo):
+    main.add_command(command)

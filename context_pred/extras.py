@@ -1,4 +1,4 @@
-"""The packages of the extra ``eval``, imported when a protocol needs them."""
+"""The packages of the extras, imported when something needs them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from context_pred.errors import InvalidInputError
-
-INSTALL = 'pip install "context-pred[eval]"'
 
 _PACKAGES = (
     "context-pred",
@@ -26,12 +24,13 @@ _PACKAGES = (
 )
 
 
-def need(module: str, what: str) -> Any:
+def need(module: str, what: str, extra: str = "eval") -> Any:
     """Import a module of the extra.
 
     Args:
         module: As ``matplotlib``.
         what: What needs it, to begin the error with.
+        extra: The extra of this package that has it.
 
     Raises:
         InvalidInputError: it is not installed; the message names the extra.
@@ -40,7 +39,9 @@ def need(module: str, what: str) -> Any:
         return import_module(module)
     except ImportError as error:
         name = module.partition(".")[0]
-        raise InvalidInputError(f"{what} needs {name}, which is not installed: {INSTALL}") from error
+        raise InvalidInputError(
+            f'{what} needs {name}, which is not installed: pip install "context-pred[{extra}]"'
+        ) from error
 
 
 def versions() -> dict[str, str]:
