@@ -105,20 +105,21 @@ def _refuse_what_is_there(
     cures = "Overwrite it with overwrite=True (--overwrite), or choose another out."
     if undone is not None:
         raise InvalidInputError(
-            f"{names.parts} holds an unfinished run with other settings: {_differences(undone, settings)}. "
+            f"{names.parts} holds an unfinished run with other settings: {differences(undone, settings)}. "
             f"Give its settings again to go on with it. {cures}"
         )
     if done is not None:
         before = json.loads(done["context_pred"])
         raise InvalidInputError(
-            f"{names.out} is there, made with other settings: {_differences(before, settings)}. {cures}"
+            f"{names.out} is there, made with other settings: {differences(before, settings)}. {cures}"
         )
     there = [path for path in (*names.files(), names.index) if path.exists()]
     if there:
         raise InvalidInputError(f"{there[0]} is there, and is no finished output of this command. {cures}")
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Say in which settings two runs differ."""
     texts = []
     for name in (*now, *(name for name in before if name not in now)):
         old, new = before.get(name), now.get(name)
