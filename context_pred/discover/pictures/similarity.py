@@ -10,20 +10,27 @@ the deeper the layer (tried on animals, flowers and groceries: without it, a map
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
-from context_pred.data.images import to_rgb
+from context_pred.data.files import find_images
+from context_pred.data.images import open_image, to_rgb
 from context_pred.errors import InvalidInputError, unknown
+from context_pred.weights_file import write_bytes
 
 from .colors import WARM
 from .dense import SIDE, FeatureMaps
+from .photographs import Photographs, Source, count, loaded, made, moderate, opened, told
+from .sheets import save_png
 
 if TYPE_CHECKING:
     from context_pred.model import ContextPredictionModel
@@ -45,6 +52,36 @@ POINTS = {
 
 Point = tuple[float, float] | str
 Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """What was drawn; ``str()`` says it.
+
+    Attributes:
+        picture: ``OUT/similarity.png``.
+        page: ``OUT/similarity.html``.
+        query: The photograph that the point lies in.
+        point: x, y in px of it.
+        found: For each other photograph (path, highest similarity), the most alike first.
+        skipped: {path: reason} of the files that could not be opened.
+    """
+
+    picture: Path
+    page: Path
+    query: str
+    point: tuple[float, float]
+    found: tuple[tuple[str, float], ...]
+    skipped: dict[str, str]
+
+    def __str__(self) -> str:
+        """Say it in a paragraph."""
+        near = ", ".join(f"{Path(path).name} ({peak:.2f})" for path, peak in self.found[:3])
+        return (
+            f"{self.picture}: what is like ({self.point[0]:.0f}, {self.point[1]:.0f}) of {self.query} in "
+            f"{count(len(self.found), 'photograph')}; the most alike: {near}. {self.page}: the same for any point that "
+            f"is clicked.{told(self.skipped)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -72,12 +109,14 @@ class Compared:
         side: float = SIDE,
         finer: int = 2,
         device: str | torch.device = "auto",
+        progress: bool = False,
     ) -> Compared:
-        """Compute the maps; arguments as of ``similarity_maps``."""
+        """Compute the maps; arguments as of ``similarity_maps``, and whether to show a bar."""
         if not others:
             raise InvalidInputError("No other photographs to compare with; at least one is needed.")
         make = FeatureMaps.of(model, layer, side=side, finer=finer, device=device)
-        maps = [make(one) for one in (image, *others)]
+        every = (image, *others)
+        maps = [make(one) for one in tqdm(every, unit=" photographs", disable=not progress, leave=False)]
         mean = np.mean([one.mean((0, 1)) for one in maps], 0)
         query, *rest = (_normalized(one - mean) for one in maps)
         return cls(image.size, query, tuple(rest))
@@ -132,6 +171,92 @@ def similarity_maps(
     """
     point_in(image.size, point)
     return Compared.of(model, image, others, layer=layer, side=side, finer=finer, device=device).maps(point)
+
+
+def run(
+    image: str | Path,
+    others: Source,
+    *,
+    out: str | Path,
+    model: ContextPredictionModel | str | Path,
+    at: Point = "center",
+    layer: str = LAYER,
+    side: float = SIDE,
+    at_most: int = 12,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    progress: bool = True,
+) -> Similarity:
+    """Write ``OUT/similarity.png`` and ``OUT/similarity.html``: where the like of a point lies in other photographs.
+
+    Args:
+        image: The photograph that the point lies in; it is left out of the others.
+        others: The photographs to look in, as ``find_images`` takes them.
+        out: The folder; made where it is missing.
+        model: The model, or what ``load_pretrained`` takes.
+        at: (x, y) in px of ``image``, upright; or a name of ``POINTS``.
+        layer: The layer whose features are compared.
+        side: The photographs' shorter side in patches of the model's training: more shows finer things.
+        at_most: Other photographs; of more, so many are chosen at random.
+        seed: Of the choice.
+        device: Where to compute.
+        progress: Show a bar.
+
+    Raises:
+        InvalidInputError: no others, a point outside of the photograph, or an argument out of its range.
+        UnknownNameError: no such model, layer or point.
+        ImageError: ``image`` cannot be opened, or none of the others.
+        StorageError: ``out`` cannot be written to; earlier files stand.
+    """
+    from .similarity_page import page_of
+    from .similarity_sheet import sheet_of
+
+    model = loaded(model)
+    (layer,) = model.backbone.chosen((layer,))
+    query, size = moderate(open_image(image))
+    x, y = point_in(size, at)
+    place = (x * query.width / size[0], y * query.height / size[1])
+    photographs = opened(_without(others, image), at_most=at_most, seed=seed)
+    folder = made(out)
+    compared = Compared.of(
+        model, query, photographs.images, layer=layer, side=side, device=device, progress=progress
+    )  # fmt: skip
+    maps = compared.maps(place)
+    order = sorted(range(len(maps)), key=lambda k: -maps[k].max())
+    found = tuple((photographs.paths[k], float(maps[k].max())) for k in order)
+    picture, page = folder / "similarity.png", folder / "similarity.html"
+    line = f"{model.card.name}, {layer}; normalised correlation, the mean feature of all the photographs subtracted"
+    asked = Asked(str(image), query, place, compared, photographs, line)
+    text = page_of(asked)
+    save_png(sheet_of(asked, maps, order), picture)
+    write_bytes(text.encode("utf-8", "backslashreplace"), page)
+    return Similarity(picture, page, str(image), (x, y), found, photographs.skipped)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the sheet and the page are drawn from: the query, its point in px of ``image``, the others, a line."""
+
+    name: str
+    image: Image.Image
+    point: tuple[float, float]
+    compared: Compared
+    photographs: Photographs
+    line: str
+
+
+def _without(others: Source, image: str | Path) -> list[Path]:
+    """Find the others and leave out the query itself, by whatever way it is reached."""
+    query = os.path.realpath(image)
+    left = [path for path in find_images(others) if os.path.realpath(path) != query]
+    if not left:
+        raise InvalidInputError(f"The only photograph to look in is {image} itself; at least one other is needed.")
+    return left
+
+
+def scale_of(maps: Sequence[Floats]) -> float:
+    """Return the similarity to draw in the fullest colour: nearly the highest of the maps, at least .3."""
+    return max(0.3, float(np.percentile(np.concatenate([one.ravel() for one in maps]), 99.5)))
 
 
 def point_in(size: tuple[int, int], point: Point) -> tuple[float, float]:
