@@ -1,0 +1,118 @@
+"""First tab: drop an image, see its nearest neighbours in the collection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from context_pred.errors import ContextPredError
+
+from . import markup
+from .album import Album
+from .parts import picture_piece, piece, sent, sent_point, sheet_piece, upload
+from .uploads import Limits, Photo, open_photo, open_upload
+
+if TYPE_CHECKING:
+    from context_pred.discover.index import Match
+
+SHOWN = 15
+WHOLE, PATCH = "Whole images", "Patch at a point"
+
+LEAD = "Drop an image, and see which photographs of the collection lie nearest to it, by normalised correlation."
+POINT_HINT = "Click a point; or focus the picture, move the point with the arrow keys, and press Enter."
+NO_IMAGE = "Drop an image, or take one of the collection."
+NO_POINT = "Choose a point of the image: the patch around it is what is looked for."
+NO_INDEX = (
+    "No collection is indexed. Start with a folder of images, context-pred serve IMAGES, or with an index, "
+    "context-pred serve --index DIR."
+)
+
+
+@dataclass(frozen=True)
+class Query:
+    """What neighbours are sought of: a photograph, its path where it is one of the collection, a point in it."""
+
+    photo: Photo | None = None
+    path: str | None = None
+    point: tuple[float, float] | None = None
+
+
+Shown = tuple[Query, tuple[str, ...], str, str, str]
+"""What a change gives the page: the query, the paths shown, and the HTML of picture, sheet and sentence."""
+
+
+def look(album: Album, query: Query, by: str) -> Shown:
+    """Find the neighbours of a query, by whole images or by the patch at its point."""
+    if query.photo is None:
+        return query, (), "", markup.still(None, hint=NO_IMAGE), ""
+    if by == WHOLE:
+        matches = album.like(query.photo.image, SHOWN, but=query.path)
+        picture = markup.still(query.photo, hint=query.photo.name)
+    elif query.point is None:
+        return query, (), markup.picture(query.photo, hint=POINT_HINT), markup.still(None, hint=NO_POINT), ""
+    else:
+        matches, box = album.like_patch(query.photo.image, query.point, SHOWN, but=query.path)
+        picture = markup.picture(query.photo, query.point, hint=POINT_HINT, box=box)
+    return query, tuple(match.path for match in matches), picture, _sheet(matches), ""
+
+
+def _sheet(matches: list[Match]) -> str:
+    tiles = [markup.tile_of(match.path, f"{match.score:.3f}", match.box) for match in matches]
+    return markup.sheet(tiles, choose="Search on from", empty="Nothing was found.")
+
+
+def neighbors_tab(album: Album, limits: Limits) -> None:
+    """Lay out the tab, within a tab of Gradio's."""
+    piece(f'<p class="cp-lead">{LEAD}</p>', name="neighbors-lead")
+    if album.whole is None and album.patches is None:
+        piece(markup.still(None, hint=NO_INDEX), name="neighbors-none")
+        return
+    kinds = [kind for kind, index in ((WHOLE, album.whole), (PATCH, album.patches)) if index is not None]
+    query, shown = gr.State(Query()), gr.State(())
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+            field = upload("An image", limits, name="neighbors-upload")
+            said = piece(name="neighbors-said")
+            by = gr.Radio(kinds, value=kinds[0], label="Compare", visible=len(kinds) > 1, elem_id="neighbors-by")
+            picture = picture_piece("", name="neighbors-picture")
+            piece('<p class="cp-title">Or one of the collection</p>', name="neighbors-title")
+            samples = sheet_piece(
+                markup.sheet([markup.tile_of(path) for path in album.samples], choose="Take"),
+                name="neighbors-samples",
+                small=True,
+            )
+        with gr.Column(scale=5, min_width=320):
+            found = sheet_piece(markup.still(None, hint=NO_IMAGE), name="neighbors-found")
+    outputs = [query, shown, picture, found, said]
+
+    def uploaded(path: str | None, by: str) -> Shown:
+        try:
+            return look(album, Query(None if path is None else open_upload(path, limits)), by)
+        except ContextPredError as error:
+            return *look(album, Query(), by)[:4], markup.sentence(str(error), wrong=True)
+
+    def taken(paths: tuple[str, ...], by: str, event: gr.EventData) -> Shown:
+        try:
+            path = paths[sent(event, "number", len(paths))]
+            return look(album, Query(open_photo(path), path), by)
+        except ContextPredError as error:
+            return *look(album, Query(), by)[:4], markup.sentence(str(error), wrong=True)
+
+    def sample(by: str, event: gr.EventData) -> Shown:
+        return taken(album.samples, by, event)
+
+    def pointed(query: Query, by: str, event: gr.EventData) -> Shown:
+        try:
+            return look(album, replace(query, point=sent_point(event)), by)
+        except ContextPredError as error:
+            return *look(album, query, by)[:4], markup.sentence(str(error), wrong=True)
+
+    quiet: dict[str, Any] = {"outputs": outputs, "api_visibility": "private", "show_progress": "minimal"}
+    field.upload(uploaded, [field, by], **quiet)
+    field.clear(uploaded, [field, by], **quiet)
+    samples.choice(sample, by, **quiet)
+    found.choice(taken, [shown, by], **quiet)
+    picture.point(pointed, [query, by], **quiet)
+    by.change(lambda query, by: look(album, query, by), [query, by], **quiet)

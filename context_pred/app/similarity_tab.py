@@ -1,0 +1,175 @@
+"""Second tab: click a point of an image, see where its like lies in the image itself and in others."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from context_pred.discover.pictures.similarity import LAYER, Compared, heat
+from context_pred.errors import ContextPredError, ImageError, InvalidInputError
+
+from . import markup
+from .album import Album
+from .parts import picture_piece, piece, sent, sent_point, sheet_piece, upload
+from .uploads import Limits, Photo, open_photo, open_upload
+
+OTHERS = 7
+SIDE = 640  # longer side in px of what is compared and drawn
+
+LEAD = (
+    "Click a point of an image. The brighter a place, in the image itself and in others, the more its feature is like "
+    "that of the point."
+)
+HINT = "Click a point; or focus the picture, move the point with the arrow keys, and press Enter."
+NO_IMAGE = "Drop an image, or take one of the collection."
+
+
+@dataclass(frozen=True)
+class View:
+    """An image, the others it is compared with, the features of all, and the point asked about.
+
+    Attributes:
+        photo: The image.
+        path: Its path where it is one of the collection.
+        given: The others that were uploaded, if any.
+        others: What it is compared with.
+        compared: The features.
+        point: x and y as shares of the image's sides, or None.
+    """
+
+    photo: Photo
+    path: str | None
+    given: tuple[Photo, ...]
+    others: tuple[Photo, ...]
+    compared: Compared
+    point: tuple[float, float] | None = None
+
+
+Shown = tuple[View | None, str, str, str]
+"""What a change gives the page: the view, and the HTML of picture, maps and sentence."""
+
+
+def seen(
+    album: Album,
+    photo: Photo,
+    path: str | None,
+    given: tuple[Photo, ...],
+    layer: str,
+    point: tuple[float, float] | None = None,
+) -> View:
+    """Compute the features of an image and of others: those given, else its neighbours, else some of the collection."""
+    others = (given or _beside(album, photo, path))[:OTHERS]
+    images = [_small(one) for one in others or (photo,)]  # an image alone is compared with itself
+    compared = Compared.of(album.model, _small(photo), images, layer=layer, device=album.device)
+    return View(photo, path, given, others, compared, point)
+
+
+def maps(view: View) -> str:
+    """Draw the similarity maps of the view's point: the image's own first, then the others'."""
+    if view.point is None:
+        return ""
+    image = _small(view.photo)
+    at = view.point[0] * image.width, view.point[1] * image.height
+    tiles = [markup.tile(heat(image, view.compared.own(at)), view.photo.name, note="itself", mark=True)]
+    for one, found in zip(view.others, view.compared.maps(at), strict=False):
+        tiles.append(markup.tile(heat(_small(one), found), one.name, note=f"{found.max():.2f}"))
+    return markup.sheet(tiles)
+
+
+def _small(photo: Photo) -> Image.Image:
+    image = photo.image.copy()
+    image.thumbnail((SIDE, SIDE))
+    return image
+
+
+def _beside(album: Album, photo: Photo, path: str | None) -> tuple[Photo, ...]:
+    near = [match.path for match in album.like(photo.image, OTHERS, but=path)]
+    found = []
+    for one in near or [sample for sample in album.samples if sample != path]:
+        with contextlib.suppress(ImageError):
+            found.append(open_photo(one))
+    return tuple(found)
+
+
+def shown(view: View | None, error: ContextPredError | None = None) -> Shown:
+    """Draw a view, or say what is wrong."""
+    said = "" if error is None else markup.sentence(str(error), wrong=True)
+    if view is None:
+        return None, markup.picture(None, hint=NO_IMAGE), "", said
+    return view, markup.picture(view.photo, view.point, hint=HINT), maps(view), said
+
+
+def similarity_tab(album: Album, limits: Limits) -> None:
+    """Lay out the tab, within a tab of Gradio's."""
+    layers = list(album.model.feature_info)
+    state = gr.State(None)
+    piece(f'<p class="cp-lead">{LEAD}</p>', name="similarity-lead")
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+            field = upload("An image", limits, name="similarity-upload")
+            said = piece(name="similarity-said")
+            piece('<p class="cp-title">Or one of the collection</p>', name="similarity-title")
+            samples = sheet_piece(
+                markup.sheet([markup.tile_of(path) for path in album.samples], choose="Take"),
+                name="similarity-samples",
+                small=True,
+            )
+            layer = gr.Radio(layers, value=LAYER, label="Layer", elem_id="similarity-layer")
+            more = upload("Others to look in", limits, name="similarity-others", several=True)
+        with gr.Column(scale=5, min_width=320):
+            picture = picture_piece(markup.picture(None, hint=NO_IMAGE), name="similarity-picture")
+            found = piece(name="similarity-found", large=True)
+
+    def uploaded(path: str | None, view: View | None, layer: str) -> Shown:
+        try:
+            given = view.given if view else ()
+            return shown(seen(album, open_upload(path, limits), None, given, layer) if path else None)
+        except ContextPredError as error:
+            return shown(None, error)
+
+    def sample(view: View | None, layer: str, event: gr.EventData) -> Shown:
+        try:
+            path = album.samples[sent(event, "number", len(album.samples))]
+            return shown(seen(album, open_photo(path), path, view.given if view else (), layer))
+        except ContextPredError as error:
+            return shown(view, error)
+
+    def others(paths: list[str] | None, view: View | None, layer: str) -> Shown:
+        if view is None:
+            return shown(None, InvalidInputError("Choose the image first, then the others to look in."))
+        try:
+            if len(paths or ()) > limits.files:
+                raise InvalidInputError(f"{len(paths or ())} files; accepted are {limits.files} at once.")
+            given = tuple(open_upload(path, limits) for path in paths or ())
+            return shown(seen(album, view.photo, view.path, given, layer, view.point))
+        except ContextPredError as error:
+            return shown(view, error)
+
+    def layered(view: View | None, layer: str) -> Shown:
+        if view is None:
+            return shown(None)
+        try:
+            return shown(seen(album, view.photo, view.path, view.given, layer, view.point))
+        except ContextPredError as error:
+            return shown(view, error)
+
+    def pointed(view: View | None, event: gr.EventData) -> tuple[View | None, str, str]:
+        try:
+            view = None if view is None else replace(view, point=sent_point(event))
+            return view, "" if view is None else maps(view), ""
+        except ContextPredError as error:
+            return view, "", markup.sentence(str(error), wrong=True)
+
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+    every = {"outputs": [state, picture, found, said], **quiet}
+    field.upload(uploaded, [field, state, layer], **every)
+    field.clear(uploaded, [field, state, layer], **every)
+    samples.choice(sample, [state, layer], **every)
+    more.upload(others, [more, state, layer], **every)
+    more.clear(others, [more, state, layer], **every)
+    layer.change(layered, [state, layer], **every)
+    picture.point(pointed, state, [state, found, said], **quiet)
