@@ -1,0 +1,117 @@
+"""What is added to a ``NeighborIndex``: which files are new, and their features."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from context_pred import extract
+from context_pred.errors import ImageError, InvalidInputError
+from context_pred.extract.work import digest_of_files
+
+from .index_folder import ADDING, Source
+from .patches import PatchGrid, extract_patches
+
+if TYPE_CHECKING:
+    from context_pred.model import ContextPredictionModel
+
+
+def new_files(found: Iterable[Path], known: Iterable[Mapping[str, Any]], folder: Path) -> list[str]:
+    """Return the files that an index does not have, once each, absolute; what lies in its own folder is none.
+
+    Args:
+        found: The files asked for.
+        known: The index' records: {"path", "size", "time"}, "error" in those that could not be opened.
+        folder: The index' folder.
+
+    Raises:
+        InvalidInputError: files that are in the index have changed since.
+    """
+    records = {os.path.realpath(line["path"]): line for line in known}
+    own = os.path.realpath(folder) + os.sep
+    new: dict[str, str] = {}
+    changed = []
+    for path in found:
+        at = os.path.realpath(path)
+        record = records.get(at)
+        if record is None or ("error" in record and not _unchanged(record)):
+            if not at.startswith(own):
+                new.setdefault(at, os.path.abspath(path))
+        elif not _unchanged(record):
+            changed.append(path)
+    if changed:
+        raise InvalidInputError(
+            f"{len(changed)} of the images in the index in {folder} have changed since, {changed[0]} first; "
+            "build it anew with overwrite=True."
+        )
+    return list(new.values())
+
+
+def extracted(
+    new: Sequence[str],
+    model: ContextPredictionModel,
+    folder: Path,
+    *,
+    layer: str,
+    pool: str,
+    grid: PatchGrid | None,
+    batch_size: int,
+    workers: int | None,
+    device: str | torch.device,
+    progress: bool,
+) -> Source:
+    """Compute the features of files, or of their patches, into a folder of their own inside the index'.
+
+    The folder's name tells the files and the options, so that the same call goes on with what a stopped one left.
+
+    Raises:
+        ImageError: no file can be opened.
+        StorageError: the folder cannot be written to.
+    """
+    stamps = {path: _stamp(path) for path in new}
+    told = f"{digest_of_files(new)} {batch_size} {device}"
+    work = folder / f"{ADDING}{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    options: dict[str, Any] = {"pool": pool, "workers": workers, "device": device, "progress": progress}
+    counts: Sequence[int]
+    vectors: Any
+    try:
+        if grid is not None:
+            patches = extract_patches(new, model, out=work, grid=grid, layer=layer, batch_size=batch_size, **options)
+            good, errors, counts = patches.paths, patches.errors, np.diff(patches.starts).tolist()
+            vectors, boxes = patches.features, patches.boxes
+        else:
+            summary = extract.run(new, model, out=work / "features", layers=(layer,), batch_size=batch_size, **options)
+            good, errors, counts = summary.paths, summary.errors, [1] * summary.rows
+            vectors, boxes = extract.load(work / "features")[1][layer], None
+    except ImageError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    images = [{"path": path, "rows": rows, **stamps[path]} for path, rows in zip(good, counts, strict=True)]
+    images += [{"path": path, "error": reason, **stamps[path]} for path, reason in errors.items()]
+    return Source(vectors, boxes, images)
+
+
+def remove_extracted(folder: Path) -> None:
+    """Remove what ``extracted`` left in an index' folder, finished or not."""
+    for path in folder.glob(f"{ADDING}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _stamp(path: str | Path) -> dict[str, int | None]:
+    """Size and time of change of a file, so that one that changes is noticed."""
+    try:
+        found = os.stat(path)
+        return {"size": found.st_size, "time": found.st_mtime_ns}
+    except OSError:
+        return {"size": None, "time": None}
+
+
+def _unchanged(record: Mapping[str, Any]) -> bool:
+    return all(record.get(name) == value for name, value in _stamp(record["path"]).items())
