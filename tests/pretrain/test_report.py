@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from context_pred.data.collection import collect
 from context_pred.data.images import open_image
 from context_pred.errors import InvalidInputError, StorageError
+from context_pred.markup import duration, element, escaped, joined, picture
 from context_pred.patches import GridPatchSampler
 from context_pred.patches.layout import POSITIONS
 from context_pred.pretext import PretextResult, Tally
@@ -29,7 +30,6 @@ from context_pred.pretrain.check import check
 from context_pred.pretrain.prepare import Preparation
 from context_pred.pretrain.recipe import read_recipe
 from context_pred.pretrain.report import charts
-from context_pred.pretrain.report.markup import duration, element, escaped, joined, picture
 from context_pred.pretrain.report.sections import rate_text
 from context_pred.training.progress import Progress
 

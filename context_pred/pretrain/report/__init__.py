@@ -10,12 +10,12 @@ import statistics
 from pathlib import Path
 
 from context_pred.errors import InvalidInputError
+from context_pred.markup import Markup, count, duration, element, joined, page, percent
 from context_pred.pretext import CHANCE
 from context_pred.weights_file import write_bytes
 
 from . import sections
 from .files import FILES, Row, RunFiles, number
-from .markup import Markup, count, duration, element, joined, page, percent
 
 OVERFIT = 0.1
 """From how much more accuracy on training images on, as a share, the report speaks of overfitting."""

@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from context_pred.markup import Markup, element, percent
 from context_pred.patches.layout import OFFSETS
-
-from .markup import Markup, element, percent
 
 WIDTH, HEIGHT = 560, 290
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 62, 46

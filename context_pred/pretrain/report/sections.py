@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from context_pred.markup import SPACE, Child, Markup, count, duration, element, facts, joined, percent, picture, table
 from context_pred.patches.layout import OFFSETS, POSITIONS
 from context_pred.pretext import CHANCE
 from context_pred.training.progress import CHANCE_LOSS, LOG
 
 from .charts import Series, line_chart, position_grid
 from .files import DAMAGED, Row, RunFiles, number
-from .markup import SPACE, Child, Markup, count, duration, element, facts, joined, percent, picture, table
 
 SHOWN_FILES, SHOWN_SAMPLES, SHOWN_ROWS = 100, 16, 12
 """How many are listed at most: bad files, sampled pairs of a kind (right, wrong), lines of the log."""
