@@ -40,7 +40,8 @@ COMMANDS = dict(commands(main))
 def test_the_commands_are_the_promised_ones() -> None:
     names = {" ".join(path) for path in COMMANDS}
     zoo = {"zoo pull", "zoo verify", "zoo convert", "zoo results"}
-    assert names == {"models", "extract", "neighbors", "serve", "pretrain", "audit", "evaluate", *zoo}
+    picture = {"picture features", "picture pretext", "picture map", "picture similarity"}
+    assert names == {"models", "extract", "neighbors", "serve", "pretrain", "audit", "evaluate", *picture, *zoo}
 
 
 def test_version() -> None:

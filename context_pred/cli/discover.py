@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -60,3 +61,107 @@ def serve(images: tuple[str, ...], megabytes: float, megapixels: float, **option
         say=say,
         **options,
     )
+
+
+@click.group()
+def picture() -> None:
+    """Draw what a model sees: features, the pretext task, a map of a collection, similarity."""
+
+
+seed_option = click.option("--seed", default=0, show_default=True, metavar="N", help="Of every choice.")
+
+
+def at_most_option(number: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the option that bounds how many photographs are drawn."""
+    return click.option("--at-most", default=number, show_default=True, metavar="N",
+                        help="Photographs; of more, so many are chosen at random.")  # fmt: skip
+
+
+side_option = click.option("--side", type=float, default=None, metavar="N",
+                           help="The photographs' shorter side in patches of the model's training: more shows finer "
+                           "things.")  # fmt: skip
+
+
+def _source(images: tuple[str, ...]) -> str | list[str]:
+    return images[0] if len(images) == 1 else list(images)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@picture.command(epilog=example("context-pred picture features photos/ --out features"))
+@click.argument("images", nargs=-1, required=True)
+@click.option("--out", required=True, metavar="DIR", help="The folder to write features.png into.")
+@model_option
+@click.option("--layer", "layers", multiple=True, help="May be repeated.  [default: feature1 … feature5]")
+@at_most_option(12)
+@seed_option
+@side_option
+@device_option
+@progress_option
+def features(images: tuple[str, ...], layers: tuple[str, ...], **options: Any) -> None:
+    """Colour the feature maps of IMAGES by their first three principal components, a column a layer."""
+    from context_pred.discover.pictures import features as drawing
+
+    click.echo(drawing.run(_source(images), **_given({**options, "layers": layers or None})))
+
+
+@picture.command(epilog=example("context-pred picture pretext photos/ --out pretext --seed 1"))
+@click.argument("images", nargs=-1, required=True)
+@click.option("--out", required=True, metavar="DIR", help="The folder to write pretext.png and pretext.json into.")
+@model_option
+@at_most_option(8)
+@seed_option
+@device_option
+@progress_option
+def pretext(images: tuple[str, ...], **options: Any) -> None:
+    """Draw patches of IMAGES as in training, and what the model says of where they lie."""
+    from context_pred.discover.pictures import pretext as drawing
+
+    click.echo(drawing.run(_source(images), **options))
+
+
+@picture.command(name="map", epilog=example("context-pred picture map photos/ --labels --out map"))
+@click.argument("images", nargs=-1, required=True)
+@click.option("--out", required=True, metavar="DIR", help="The folder to write map.png, map.html and map.json into.")
+@model_option
+@click.option("--layer", default="feature2", show_default=True, help="The layer to compare.")
+@click.option("--grid/--no-grid", default=True, show_default=True,
+              help="Put every photograph into a cell of its own.")  # fmt: skip
+@click.option("--labels", is_flag=True, help="Frame the photographs in the colours of their folders.")
+@at_most_option(1000)
+@seed_option
+@batch_option
+@workers_option
+@device_option
+@progress_option
+def map_(images: tuple[str, ...], **options: Any) -> None:
+    """Lay IMAGES out so that what is alike lies near: one large picture, and a page to look closer."""
+    from context_pred.discover.pictures import map as drawing
+
+    click.echo(drawing.run(_source(images), **options))
+
+
+@picture.command(
+    epilog=example("context-pred picture similarity photos/koala.jpg photos/ --at 120,80 --out similarity")
+)
+@click.argument("image")
+@click.argument("others", nargs=-1, required=True)
+@click.option("--at", default="center", show_default=True, metavar="X,Y",
+              help="A point of IMAGE in px, or center, top-left, top, …")  # fmt: skip
+@click.option(
+    "--out", required=True, metavar="DIR", help="The folder to write similarity.png and similarity.html into."
+)
+@model_option
+@click.option("--layer", default="feature4", show_default=True, help="The layer to compare.")
+@at_most_option(12)
+@seed_option
+@side_option
+@device_option
+@progress_option
+def similarity(image: str, others: tuple[str, ...], at: str, **options: Any) -> None:
+    """Show where the like of a point of IMAGE lies in OTHERS; on the page, of any point that is clicked."""
+    from context_pred.discover.pictures import similarity as drawing
+
+    click.echo(drawing.run(image, _source(others), at=drawing.read_point(at), **_given(options)))

@@ -282,6 +282,22 @@ def point_in(size: tuple[int, int], point: Point) -> tuple[float, float]:
     return x, y
 
 
+def read_point(text: str) -> Point:
+    """Read a point as the command line gives it: "120,80", or a name of ``POINTS``.
+
+    Raises:
+        UnknownNameError: neither.
+    """
+    parts = text.split(",")
+    try:
+        x, y = (float(part) for part in parts)
+    except ValueError:
+        if text in POINTS:
+            return text
+        raise unknown("point", text, ("X,Y in px", *POINTS)) from None
+    return x, y
+
+
 def heat(image: Image.Image, similarity: Floats, *, low: float = 0.0, high: float = 0.6) -> Image.Image:
     """Lay a similarity map over its photograph: grey where nothing is alike, from plum to pale yellow where much is.
 

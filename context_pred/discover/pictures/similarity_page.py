@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from context_pred.errors import InvalidInputError
-from context_pred.pretrain.report.markup import Markup, element, joined, page
+from context_pred.markup import Markup, element, joined, page
 
 from .colors import WARM
 from .sheets import jpeg_uri, small, within
