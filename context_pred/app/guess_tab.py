@@ -53,9 +53,10 @@ class Game:
         """
         generator = torch.Generator().manual_seed((self.seed + self.number) % 2**63)
         problem: ContextPredError = ImageError(NO_PHOTOS)
-        for _ in range(1 if self.own else min(_TRIES, len(album.paths))):
+        order = torch.randperm(len(album.paths), generator=generator)[:_TRIES].tolist()
+        for number in [-1] if self.own else order:
             try:
-                photo = self.own or open_photo(album.paths[_below(len(album.paths), generator)])
+                photo = self.own or open_photo(album.paths[number])
                 question = ask(album.model, photo.image, generator, name=photo.name)
             except ContextPredError as error:
                 problem = error
@@ -89,10 +90,6 @@ def begun(album: Album, seed: int | None) -> Shown:
         return shown(game.following(album))
     except ContextPredError as error:
         return shown(game, error)
-
-
-def _below(limit: int, generator: torch.Generator) -> int:
-    return int(torch.randint(limit, (1,), generator=generator))
 
 
 def guess_tab(album: Album, limits: Limits, page: gr.Blocks, seed: int | None) -> None:

@@ -228,10 +228,10 @@ def _verdict(question: Question, guess: int | None) -> str:
     if guess is None:
         return ""
     truth, predicted = question.position, question.predicted
-    you = POSITIONS[guess] + (", right." if guess == truth else ", wrong.")
-    model = f"{POSITIONS[predicted]} ({question.probabilities[predicted]:.0%} sure), "
-    model += "right." if predicted == truth else "wrong."
-    return f"<p><b>It lies {POSITIONS[truth]}.</b><br>You said: {you}<br>The model said: {model}</p>"
+    you = f"“{POSITIONS[guess]}”, {'right' if guess == truth else 'wrong'}"
+    model = f"“{POSITIONS[predicted]}” ({question.probabilities[predicted]:.0%} sure), "
+    model += "right" if predicted == truth else "wrong"
+    return f"<p><b>It lies {POSITIONS[truth]}.</b><br>You said {you}.<br>The model said {model}.</p>"
 
 
 def _scores(score: Score) -> str:

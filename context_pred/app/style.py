@@ -23,7 +23,7 @@ CSS = """
 .cp-head code { font-size: .9em; }
 .cp-title { font-size: .84rem; font-weight: 600; margin: .3rem 0 0; color: var(--body-text-color); }
 .cp-hint, .cp-empty { color: var(--cp-soft); font-size: .86rem; line-height: 1.45; }
-.cp-hint { margin: .4rem 0 0; overflow-wrap: anywhere; }
+.gradio-container .cp-hint { margin: .45rem 0 0; overflow-wrap: anywhere; }
 .cp-empty { border: 1px dashed var(--border-color-primary); border-radius: 8px; padding: 1.8rem 1.2rem;
   text-align: center; }
 .cp-sentence { margin: 0; padding: .65rem .9rem; border-radius: 6px; font-size: .92rem; line-height: 1.45;
