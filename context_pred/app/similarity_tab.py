@@ -17,7 +17,7 @@ from .album import Album
 from .parts import picture_piece, piece, sent, sent_point, sheet_piece, upload
 from .uploads import Limits, Photo, open_photo, open_upload
 
-OTHERS = 7
+OTHERS = 5
 SIDE = 640  # longer side in px of what is compared and drawn
 
 LEAD = (

@@ -129,7 +129,7 @@ def test_a_client_cannot_name_a_file_it_has_not_uploaded(
     served: tuple[str, Path], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched = []
-    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", lambda url, *_: fetched.append(url))
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", lambda url, **_: fetched.append(url))
     url, _ = served
     number, count = handler(url, "neighbors-upload", "upload")
     file = {"path": path, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
