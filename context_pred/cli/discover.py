@@ -10,25 +10,47 @@ import click
 from .options import batch_option, device_option, example, model_option, progress_option, workers_option
 
 
-@click.command(epilog=example("context-pred neighbors photos/ photos/ --out neighbors"))
+@click.command(epilog=example("context-pred neighbors photos/ photos/ --patches --layer feature4 --out neighbors"))
 @click.argument("query")
 @click.argument("images")
-@click.option("--out", required=True, metavar="DIR", help="The folder to write neighbors.png into.")
+@click.option("--out", required=True, metavar="DIR",
+              help="The folder to write neighbors.png, neighbors.json and index.html into.")  # fmt: skip
 @model_option
 @click.option("--layer", default="feature5", show_default=True, help="The layer to compare.")
 @click.option(
     "--pool", type=click.Choice(["gap", "grid", "none"]), default="gap", show_default=True, help="As in extract."
 )
-@click.option("-k", default=5, show_default=True, metavar="K", help="Neighbours of each query.")
-@batch_option
+@click.option("-k", type=click.IntRange(1), default=None, metavar="K",
+              help="Neighbours of each query.  [default: 5, or as many as there are]")  # fmt: skip
+@click.option("--patches", is_flag=True, help="Compare patches, of the size that the model was trained with, instead "
+              "of whole images; of each image the nearest counts.")  # fmt: skip
+@click.option("--queries", default="24", show_default=True, metavar="N", callback=lambda _, __, v: _number_or_all(v),
+              help="Patches drawn at random from the QUERY images; all: every patch of a grid.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Of that draw.")
+@click.option("--index", default=None, metavar="DIR",
+              help="Keep the index here: built of IMAGES, and the next time only what is new is added.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), default=None, metavar="N",
+              help="Images at once.  [default: 32; with --patches 8]")  # fmt: skip
 @workers_option
 @device_option
 @progress_option
 def neighbors(query: str, images: str, **options: Any) -> None:
-    """Find the nearest neighbours of the QUERY images among IMAGES and draw them."""
+    """Find the nearest neighbours of the QUERY images among IMAGES and draw them.
+
+    Both are a folder, a file, a quoted glob or a list file.
+    """
     from context_pred.discover import neighbors as search
 
     click.echo(search.run(query, images, **options))
+
+
+def _number_or_all(value: str) -> int | None:
+    """Read a whole number from 1 up, or "all" as None."""
+    if value == "all":
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"{value!r}; accepted: a whole number from 1 up, or all.")
+    return int(value)
 
 
 @click.command(epilog=example("context-pred serve photos/"))

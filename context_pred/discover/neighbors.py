@@ -1,9 +1,10 @@
-"""The nearest neighbours of photographs, exact, by normalised correlation of their features.
+"""The nearest neighbours of photographs, or of patches of them, by normalised correlation of their features.
 
     context-pred neighbors photos/ photos/ --out neighbors
+    context-pred neighbors photos/ photos/ --patches --layer feature4 --index photos.index --out neighbors
 
-Source: Doersch, Gupta, Efros, ICCV 2015, section 4.1 and figure 4, which compares 96 px patches by fc6; here whole
-images are compared, by any layer.
+Source: Doersch, Gupta, Efros, ICCV 2015, section 4.1 and figure 4: 96 px patches compared by fc6. Here patches have the
+size that the model was trained with, or whole images are compared, by any layer.
 """
 
 from __future__ import annotations
@@ -11,33 +12,35 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps
-from torch import Tensor
+from numpy.typing import NDArray
 
 from context_pred import extract
 from context_pred.data.files import find_images
 from context_pred.data.images import open_image
 from context_pred.errors import ImageError, InvalidInputError, storing
-from context_pred.pictures import COLORS, FAINT, INK, PAPER, font, save_png
+from context_pred.extract.network import Network
+from context_pred.pictures import save_png
+
+from .index import Match, NeighborIndex
+from .neighbors_sheet import CAPTION, MARGIN, SPACE, TILE, page_of, sheet
+from .patches import PatchGrid, cut_all, features_of, network_of
 
 if TYPE_CHECKING:
     from context_pred.model import ContextPredictionModel
 
+__all__ = ["CAPTION", "MARGIN", "SPACE", "TILE", "Neighbors", "run"]
+
 SHOWN_QUERIES, SHOWN_NEIGHBORS = 24, 10
 """The picture's most rows, and most neighbours in a row; the JSON file has them all."""
 
-TILE, SPACE, MARGIN, CAPTION = 160, 10, 24, 30
-"""Sides in px: a photograph, the space between two, the rim, the line under a photograph."""
-
-_QUERY_BLOCK, _BANK_BLOCK = 1024, 8192
+USUAL_K, USUAL_QUERIES = 5, 24
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,10 @@ class Neighbors:
 
     Attributes:
         picture: The contact sheet, ``OUT/neighbors.png``.
+        page: The same as a page, ``OUT/index.html``.
         json: All neighbours with their scores, ``OUT/neighbors.json``.
-        queries: The query images, as given.
-        neighbors: For each query its neighbours, nearest first: (path, normalised correlation in −1 … 1).
+        asked: The queries: path, and of a patch its box; their scores are 1.
+        matches: For each query its neighbours, nearest first.
         skipped: {path: reason} of the files that could not be opened.
         shown: How many queries the picture shows.
         candidates: Among how many images the neighbours were sought.
@@ -56,22 +60,34 @@ class Neighbors:
     """
 
     picture: Path
+    page: Path
     json: Path
-    queries: tuple[str, ...]
-    neighbors: tuple[tuple[tuple[str, float], ...], ...]
+    asked: tuple[Match, ...]
+    matches: tuple[tuple[Match, ...], ...]
     skipped: dict[str, str]
     shown: int
     candidates: int
     what: str
 
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """The query images, as given."""
+        return tuple(query.path for query in self.asked)
+
+    @property
+    def neighbors(self) -> tuple[tuple[tuple[str, float], ...], ...]:
+        """For each query its neighbours, nearest first: (path, normalised correlation in −1 … 1)."""
+        return tuple(tuple((match.path, match.score) for match in row) for row in self.matches)
+
     def __str__(self) -> str:
         """Say it in a paragraph."""
-        most = max(map(len, self.neighbors))
+        most = max(map(len, self.matches))
         text = (
             f"{self.picture}: the {most} nearest of {_count(self.candidates, 'image')} for "
-            f"{_count(len(self.queries), 'query', 'queries')} ({self.what}, normalised correlation)."
+            f"{_count(len(self.asked), 'query', 'queries')} ({self.what}, normalised correlation); "
+            f"as a page: {self.page}."
         )
-        if self.shown < len(self.queries):
+        if self.shown < len(self.asked):
             text += f" The first {self.shown} are drawn; all are in {self.json}."
         if self.skipped:
             reasons = "; ".join(f"{path} ({reason})" for path, reason in list(self.skipped.items())[:10])
@@ -88,26 +104,39 @@ def run(
     model: ContextPredictionModel | str | Path,
     layer: str = "feature5",
     pool: str = "gap",
-    k: int = 5,
-    batch_size: int = 32,
+    k: int | None = None,
+    patches: bool = False,
+    grid: PatchGrid | None = None,
+    queries: int | None = USUAL_QUERIES,
+    seed: int = 0,
+    index: str | Path | None = None,
+    batch_size: int | None = None,
     workers: int | None = None,
     device: str | torch.device = "auto",
     progress: bool = True,
 ) -> Neighbors:
-    """Find the nearest images of each query image, and draw them.
+    """Find the nearest images of each query image, or of patches of it, and draw them.
 
-    Each file is opened once, also where the queries are among the images; a query is not its own neighbour. Features
-    lie in a temporary folder inside ``out`` meanwhile.
+    Each file is opened once for its features, also where the queries are among the images; a query's own photograph is
+    not its neighbour, and of each other one the nearest patch counts. Without ``index``, features lie in a temporary
+    folder inside ``out`` meanwhile.
 
     Args:
         query: The query images, as ``find_images`` takes them: a folder, a glob pattern, a list file, or paths.
         images: The images to search, likewise.
-        out: The folder to write ``neighbors.png`` and ``neighbors.json`` into; made where it is missing.
+        out: The folder to write ``neighbors.png``, ``neighbors.json`` and ``index.html`` into; made where it is
+            missing.
         model: The model, or what ``load_pretrained`` takes.
         layer: The layer to compare.
         pool: "gap", "grid" or "none", as in ``extract.run``; a feature of several cells is compared cell by cell.
-        k: Neighbours of each query; fewer where there are no more images.
-        batch_size: Images a batch.
+        k: Neighbours of each query, no more than there are other images; None: 5, or as many as there are.
+        patches: Compare patches of a grid instead of whole images.
+        grid: Where patches lie; None: ``usual_grid``.
+        queries: How many patches are drawn at random from the query images; None: every patch of their grids.
+        seed: Of that draw.
+        index: A folder where the index is kept: built of ``images`` the first time, and later brought up to date with
+            those that it does not have; all that it has is searched.
+        batch_size: Images a batch; None: as in ``NeighborIndex.build``.
         workers: As in ``extract.run``.
         device: As in ``extract.run``.
         progress: Show a bar.
@@ -116,98 +145,151 @@ def run(
         The neighbours, and where the files lie.
 
     Raises:
-        InvalidInputError: no images, nothing to compare a query with, or an argument that is not accepted.
+        InvalidInputError: no images, nothing to compare a query with, fewer images than neighbours asked for, an index
+            that was made otherwise or is damaged, or an argument that is not accepted.
         UnknownNameError: an unknown model, layer or pooling.
         ImageError: no query can be opened, or no image.
-        StorageError: ``out`` cannot be written to.
+        StorageError: ``out`` or ``index`` cannot be written to.
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise InvalidInputError(f"k={k!r}; accepted: a whole number from 1 up.")
+    for name, value in (("k", k), ("queries", queries)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise InvalidInputError(f"{name}={value!r}; accepted: a whole number from 1 up.")
     if not isinstance(layer, str):
         raise InvalidInputError(f"layer={layer!r}; accepted: the name of one layer.")
     asked, among = _by_file(find_images(query)), _by_file(find_images(images))
     model = _loaded(model)
     folder = _made(Path(out))
-    everything = [*asked.values(), *(path for file, path in among.items() if file not in asked)]
+    options: dict[str, Any] = {"workers": workers, "device": device, "progress": progress}
     with _temporary(folder) as temporary:
-        summary = extract.run(
-            everything,
+        searched = NeighborIndex.build(
+            list(among.values()),
             model,
-            out=Path(temporary) / "features.safetensors",
-            layers=(layer,),
+            out=Path(temporary) / "index" if index is None else index,
+            layer=layer,
             pool=pool,
+            patches=patches,
+            grid=grid,
             batch_size=batch_size,
-            workers=workers,
-            device=device,
-            progress=progress,
+            **options,
         )
-        paths, features = extract.load(Path(temporary) / "features.safetensors")
-        row = {path: i for i, path in enumerate(paths)}
-        queries = [file for file, path in asked.items() if str(path) in row]
-        bank = [file for file in among if str(asked.get(file, among[file])) in row]
-        _check_found(queries, bank, summary.errors)
-        score, index = nearest(
-            features[layer],
-            [row[str(asked[file])] for file in queries],
-            [row[str(asked.get(file, among[file]))] for file in bank],
-            k,
+        if searched.grid is not None:
+            network = network_of(model, searched.settings["layer"], pool, device)
+            found, vectors, errors = _patch_queries(asked, network, searched.grid, queries, seed)
+        else:
+            found, vectors, errors = _image_queries(asked, searched, Path(temporary), batch_size or 32, options)
+        errors = searched.errors | errors
+        if not found:
+            path, reason = next(iter(errors.items()))
+            raise ImageError(f"No query could be opened; the first: {path} ({reason}).")
+        own = _own(found, searched)
+        count = _count_of(k, searched, own)
+        shown = {file: str(path) for file, path in among.items()}  # as the caller names them
+        matches = tuple(
+            tuple(replace(match, path=shown.get(os.path.realpath(match.path), match.path)) for match in row)
+            for row in searched.nearest_images(vectors, count, without=own)
         )
-        # Neither the picture nor the JSON needs the features; the memory map must be closed before the folder goes.
-        del features
-    found = tuple(
-        tuple((str(among[bank[j]]), float(s)) for s, j in zip(scores, columns, strict=True) if j >= 0)
-        for scores, columns in zip(score.tolist(), index.tolist(), strict=True)
-    )
-    names = tuple(str(asked[file]) for file in queries)
-    what = f"{model.card.name}, {layer}, {pool}"
-    shown = min(len(names), SHOWN_QUERIES)
+        candidates = len(searched.paths)
     result = Neighbors(
-        folder / "neighbors.png", folder / "neighbors.json", names, found, summary.errors, shown, len(bank), what
+        folder / "neighbors.png",
+        folder / "index.html",
+        folder / "neighbors.json",
+        tuple(found),
+        matches,
+        {shown.get(os.path.realpath(path), path): reason for path, reason in errors.items()},
+        min(len(found), SHOWN_QUERIES),
+        candidates,
+        f"{model.card.name}, {searched.settings['layer']}, {pool}",
     )
-    _write_json(result, model.card.name, layer, pool, k)
-    save_png(_sheet(result), result.picture)
+    _write_json(result, model.card.name, layer, pool, count)
+    save_png(sheet(result, SHOWN_NEIGHBORS), result.picture)
+    with storing(result.page):
+        result.page.write_text(page_of(result, SHOWN_NEIGHBORS), encoding="utf-8")
     return result
 
 
-def nearest(features: Any, queries: Sequence[int], bank: Sequence[int], k: int) -> tuple[Tensor, Tensor]:
-    """Find each query's nearest rows by normalised correlation: means subtracted, lengths divided out, dot product.
-
-    All pairs are compared, block by block, so memory stays bounded. A row is not its own neighbour.
-
-    Args:
-        features: (rows, …), floating; an array of NumPy's or of ``extract.load``. A row, flattened, is one vector.
-        queries: Q row numbers.
-        bank: N row numbers: where to search.
-        k: Neighbours of each query.
-
-    Returns:
-        Scores, float32 (Q, k) in −1 … 1, falling along a row; and int64 (Q, k), indices into ``bank``. Where fewer than
-        k rows are there to choose from, the score is −∞ and the index −1.
-    """
-    query_rows, bank_rows = np.asarray(queries, dtype=np.int64), np.asarray(bank, dtype=np.int64)
-    scores = torch.full((len(query_rows), k), -torch.inf)
-    indices = torch.full((len(query_rows), k), -1)
-    for start in range(0, len(query_rows), _QUERY_BLOCK):
-        mine = query_rows[start : start + _QUERY_BLOCK]
-        left = _normalized(features[mine])
-        best, at = scores[start : start + len(mine)], indices[start : start + len(mine)]
-        for first in range(0, len(bank_rows), _BANK_BLOCK):
-            theirs = bank_rows[first : first + _BANK_BLOCK]
-            correlation = left @ _normalized(features[theirs]).T
-            correlation[torch.from_numpy(mine[:, None] == theirs[None])] = -torch.inf
-            columns = torch.arange(first, first + len(theirs)).expand(len(mine), -1)
-            columns = columns.masked_fill(correlation == -torch.inf, -1)
-            both = torch.cat([best, correlation], 1)
-            best, order = both.topk(k, dim=1)
-            at = torch.cat([at, columns], 1).gather(1, order)
-        scores[start : start + len(mine)], indices[start : start + len(mine)] = best, at
-    return scores, indices
+Queries = tuple[list[Match], NDArray[np.float32], dict[str, str]]
+"""Where the queries lie, their features, and {path: reason} of the files that could not be opened."""
 
 
-def _normalized(rows: Any) -> Tensor:
-    vectors = torch.from_numpy(np.array(rows, dtype=np.float32)).flatten(1)
-    vectors = vectors - vectors.mean(1, keepdim=True)
-    return torch.nn.functional.normalize(vectors, dim=1)
+def _image_queries(
+    asked: Mapping[str, Path], index: NeighborIndex, folder: Path, batch_size: int, options: Mapping[str, Any]
+) -> Queries:
+    """Take the features of whole images from the index where it has them, and compute the others."""
+    known = {os.path.realpath(path): row for row, path in enumerate(index.paths)}
+    broken = {os.path.realpath(path): reason for path, reason in index.errors.items()}
+    vectors: dict[str, NDArray[np.float32]] = {}
+    there = [file for file in asked if file in known]
+    vectors |= dict(zip(there, index.vectors([known[file] for file in there]), strict=True))
+    errors = {str(asked[file]): broken[file] for file in asked if file in broken}
+    others = {str(path): file for file, path in asked.items() if file not in known and file not in broken}
+    if others and index.model is not None:
+        layer, pool = index.settings["layer"], index.settings["pool"]
+        try:
+            summary = extract.run(
+                list(others), index.model, out=folder / "queries", layers=(layer,), pool=pool, batch_size=batch_size,
+                **options,
+            )  # fmt: skip
+        except ImageError as error:
+            return _only_known(asked, vectors, errors | dict.fromkeys(others, str(error)))
+        rows = extract.load(folder / "queries")[1][layer]
+        vectors |= {others[path]: np.array(rows[i]).ravel() for i, path in enumerate(summary.paths)}
+        errors |= summary.errors
+    return _only_known(asked, vectors, errors)
+
+
+def _only_known(
+    asked: Mapping[str, Path], vectors: Mapping[str, NDArray[np.float32]], errors: dict[str, str]
+) -> Queries:
+    files = [file for file in asked if file in vectors]
+    stacked = np.stack([vectors[file] for file in files]) if files else np.zeros((0, 1), np.float32)
+    return [Match(str(asked[file]), None, 1.0) for file in files], stacked, errors
+
+
+def _patch_queries(
+    asked: Mapping[str, Path], network: Network, grid: PatchGrid, most: int | None, seed: int
+) -> Queries:
+    """Compute the features of patches of the query images: drawn at random, images first, or all of their grids."""
+    rng = np.random.default_rng(seed)
+    paths = [str(path) for path in asked.values()]
+    order = rng.permutation(len(paths)).tolist() if most is not None else range(len(paths))
+    found: list[Match] = []
+    vectors: list[NDArray[np.float32]] = []
+    errors: dict[str, str] = {}
+    for place, number in enumerate(order):
+        path = paths[number]
+        try:
+            image = open_image(path)
+        except ImageError as error:
+            errors[path] = str(error).removeprefix(f"{path}: ")
+            continue
+        boxes = grid.boxes(image.height, image.width)
+        rows = np.arange(len(boxes))
+        if most is not None:
+            share = -(-(most - len(found)) // (len(paths) - place))  # so that each image left has about as many
+            rows = np.sort(rng.choice(len(boxes), min(share, len(boxes)), replace=False))
+        vectors.append(features_of(network, cut_all(image, grid, network.transform.in_channels)[rows]))
+        found += [Match(path, tuple(boxes[row].tolist()), 1.0) for row in rows]
+        if most is not None and len(found) >= most:
+            break
+    return found, np.concatenate(vectors) if vectors else np.zeros((0, 1), np.float32), errors
+
+
+def _own(found: Sequence[Match], index: NeighborIndex) -> list[int]:
+    numbers = {os.path.realpath(path): number for number, path in enumerate(index.paths)}
+    return [numbers.get(os.path.realpath(query.path), -1) for query in found]
+
+
+def _count_of(k: int | None, index: NeighborIndex, own: Sequence[int]) -> int:
+    """Return how many neighbours each query gets; raise InvalidInputError where there are none or fewer than asked."""
+    others = len(index.paths) - 1
+    if not others and max(own) >= 0:
+        raise InvalidInputError(
+            f"The only image to search is the query itself ({index.paths[0]}); at least one other is needed."
+        )
+    if k is None:
+        return min(USUAL_K, len(index.paths))
+    index.check_enough(k, max(own) >= 0)
+    return k
 
 
 def _by_file(paths: Sequence[Path]) -> dict[str, Path]:
@@ -237,17 +319,6 @@ def _temporary(folder: Path) -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(prefix=".features-", dir=folder, ignore_cleanup_errors=True)
 
 
-def _check_found(queries: Sequence[str], bank: Sequence[str], errors: dict[str, str]) -> None:
-    for what, files in (("query", queries), ("image to search", bank)):
-        if not files:
-            path, reason = next(iter(errors.items()))
-            raise ImageError(f"No {what} could be opened; the first: {path} ({reason}).")
-    if len(bank) == 1 and set(queries) == set(bank):
-        raise InvalidInputError(
-            f"The only image to search is the query itself ({queries[0]}); at least one other is needed."
-        )
-
-
 def _write_json(result: Neighbors, model: str, layer: str, pool: str, k: int) -> None:
     record = {
         "model": model,
@@ -257,8 +328,8 @@ def _write_json(result: Neighbors, model: str, layer: str, pool: str, k: int) ->
         "k": k,
         "images": result.candidates,
         "queries": [
-            {"path": query, "neighbors": [{"path": path, "score": round(score, 6)} for path, score in found]}
-            for query, found in zip(result.queries, result.neighbors, strict=True)
+            {**_place(query), "neighbors": [{**_place(match), "score": round(match.score, 6)} for match in row]}
+            for query, row in zip(result.asked, result.matches, strict=True)
         ],
         "skipped": result.skipped,
     }
@@ -266,51 +337,9 @@ def _write_json(result: Neighbors, model: str, layer: str, pool: str, k: int) ->
         result.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def _sheet(result: Neighbors) -> Image.Image:
-    """Draw a row a query: the query framed, then its neighbours with their scores; the photographs' middle squares."""
-    columns = min(SHOWN_NEIGHBORS, max(map(len, result.neighbors)))
-    step, left = TILE + SPACE, MARGIN + TILE + 3 * SPACE
-    heading = 64
-    size = (left + columns * step - SPACE + MARGIN, heading + result.shown * (TILE + CAPTION) + MARGIN)
-    sheet = Image.new("RGB", size, PAPER)
-    pen = ImageDraw.Draw(sheet)
-    title = f"Nearest neighbors of {result.shown} photographs among {result.candidates}"
-    if result.shown < len(result.queries):
-        title = f"Nearest neighbors of the first {result.shown} of {len(result.queries)} queries"
-    pen.text((MARGIN, 12), _fitted(title, size[0] - 2 * MARGIN, 18), fill=INK, font=font(18))
-    line = f"{result.what}; score: normalised correlation"
-    pen.text((MARGIN, 34), _fitted(line, size[0] - 2 * MARGIN, 13), fill=(110, 110, 110), font=font(13))
-    photo = lru_cache(maxsize=512)(_thumbnail)
-    for i in range(result.shown):
-        y = heading + i * (TILE + CAPTION)
-        sheet.paste(photo(result.queries[i]), (MARGIN, y))
-        pen.rectangle((MARGIN - 4, y - 4, MARGIN + TILE + 3, y + TILE + 3), outline=COLORS[0], width=4)
-        _caption(pen, (MARGIN, y), "query", result.queries[i], COLORS[0])
-        pen.line((left - 1.5 * SPACE, y, left - 1.5 * SPACE, y + TILE), fill=FAINT, width=1)
-        for j, (path, score) in enumerate(result.neighbors[i][:columns]):
-            sheet.paste(photo(path), (left + j * step, y))
-            _caption(pen, (left + j * step, y), f"{score:.3f}", path, INK)
-    return sheet
-
-
-def _thumbnail(path: str) -> Image.Image:
-    return ImageOps.fit(open_image(path), (TILE, TILE), Image.Resampling.LANCZOS)
-
-
-def _caption(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, path: str, color: tuple[int, int, int]) -> None:
-    pen.text((at[0], at[1] + TILE + 4), text, fill=color, font=font(13))
-    used = pen.textlength(text + "  ", font=font(13))
-    name = _fitted(Path(path).stem, TILE - used, 12)
-    pen.text((at[0] + used, at[1] + TILE + 5), name, fill=(110, 110, 110), font=font(12))
-
-
-def _fitted(text: str, width: float, size: int) -> str:
-    """Cut a text off where it would be wider than ``width`` px."""
-    if font(size).getlength(text) <= width:
-        return text
-    while text and font(size).getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
+def _place(match: Match) -> dict[str, Any]:
+    box = {} if match.box is None else {"box": [round(v, 2) for v in match.box]}
+    return {"path": match.path, **box}
 
 
 def _count(number: int, one: str, many: str = "") -> str:

@@ -33,7 +33,6 @@ FEWEST_CODED = 1024
 
 _BLOCK, _QUERIES = 8192, 1024
 _MOST_LISTS, _ROWS_A_LIST, _SAMPLE_BYTES = 8192, 32, 256 << 20
-_RERANKED_BYTES = 64 << 20
 
 
 def nearest(queries: Floats, bank: Floats, k: int) -> tuple[Floats, Rows]:
@@ -135,25 +134,26 @@ class Codes:
     def search(self, queries: Floats, bank: Floats, k: int, probes: int) -> tuple[Floats, Rows]:
         """Find the rows that ``nearest`` finds, as far as they lie in the ``probes`` lists nearest to each query."""
         among = min(12 * k + 80, len(bank))
-        at_once = max(1, _RERANKED_BYTES // (4 * bank.shape[1] * among))
         parameters = self._parameters(nprobe=min(probes, self.lists))
+        _, candidates = self._index.search(_padded(queries, self._index.d), among, params=parameters)
+        candidates = np.sort(candidates, axis=1)  # as they lie on the disk
+        exact = _compared(queries, bank, candidates)
+        order = np.argsort(-exact, axis=1, kind="stable")[:, :k]
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.full((len(queries), k), -1, np.int64)
-        _, candidates = self._index.search(_padded(queries, self._index.d), among, params=parameters)
-        for start in range(0, len(queries), at_once):
-            part = slice(start, start + at_once)
-            exact = _compared(queries[part], bank, candidates[part])
-            order = np.argsort(-exact, axis=1, kind="stable")[:, :k]
-            scores[part, : order.shape[1]] = np.take_along_axis(exact, order, 1)
-            rows[part, : order.shape[1]] = np.take_along_axis(candidates[part], order, 1)
+        scores[:, : order.shape[1]] = np.take_along_axis(exact, order, 1)
+        rows[:, : order.shape[1]] = np.take_along_axis(candidates, order, 1)
         return scores, rows
 
 
 def _compared(queries: Floats, bank: Floats, candidates: Rows) -> Floats:
     """Dot products of each query with its candidates, (Q, among); −∞ where a candidate is −1."""
-    vectors = _tensor(bank)[torch.from_numpy(np.maximum(candidates, 0))]
-    exact = torch.bmm(vectors, torch.from_numpy(np.ascontiguousarray(queries))[:, :, None])[:, :, 0]
-    return np.where(candidates < 0, -np.inf, exact.numpy()).astype(np.float32)
+    exact = np.empty(candidates.shape, np.float32)
+    bank = np.asarray(bank)  # NumPy's class of memory maps takes its time at every index
+    for query, rows, found in zip(queries, candidates, exact, strict=True):
+        np.dot(bank[rows], query, out=found)  # one query at a time stays in the processor's cache
+    exact[candidates < 0] = -np.inf
+    return exact
 
 
 def _padded(rows: Floats, width: int) -> Floats:

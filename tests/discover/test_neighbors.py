@@ -1,18 +1,29 @@
-"""Nearest neighbours: the search against NumPy's correlation, and the whole run on real photographs."""
+"""Nearest neighbours of whole images and patches: the whole run on real photographs."""
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 import json
+import re
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 import torch
+from browser import open_page
+from click.testing import CliRunner
 from PIL import Image
 
 from context_pred.card import Card
+from context_pred.cli import main
 from context_pred.discover import neighbors
+from context_pred.discover.index import Match, NeighborIndex
+from context_pred.discover.neighbors_sheet import tile
+from context_pred.discover.patches import PatchGrid, normalized, patch_features
 from context_pred.errors import ContextPredError, ImageError, InvalidInputError, StorageError, UnknownNameError
 from context_pred.model import ContextPredictionModel
 
@@ -44,45 +55,6 @@ def found(query: object, images: object, out: Path, model: ContextPredictionMode
     return neighbors.run(query, images, out=out, model=model, **options)  # type: ignore[arg-type]
 
 
-class TestNearest:
-    features = np.random.RandomState(0).randn(40, 6, 2, 2).astype(np.float32) + 3
-
-    def by_numpy(self, queries: list[int], bank: list[int], k: int) -> tuple[list[list[int]], list[list[float]]]:
-        correlation = np.corrcoef(self.features.reshape(40, -1).astype(np.float64))
-        order = [
-            sorted((j for j in range(len(bank)) if bank[j] != q), key=lambda j: -correlation[q, bank[j]])[:k]
-            for q in queries
-        ]
-        return order, [[correlation[q, bank[j]] for j in row] for q, row in zip(queries, order, strict=True)]
-
-    @pytest.mark.parametrize("blocks", [(1024, 8192), (3, 7), (1, 1)])
-    @pytest.mark.parametrize("k", [1, 4, 29])
-    def test_is_numpys_correlation(self, monkeypatch: pytest.MonkeyPatch, blocks: tuple[int, int], k: int) -> None:
-        monkeypatch.setattr(neighbors, "_QUERY_BLOCK", blocks[0])
-        monkeypatch.setattr(neighbors, "_BANK_BLOCK", blocks[1])
-        queries, bank = [5, 39, 0, 17, 38], list(range(39, 9, -1))
-        order, correlation = self.by_numpy(queries, bank, k)
-        score, index = neighbors.nearest(self.features, queries, bank, k)
-        assert index.tolist() == order
-        np.testing.assert_allclose(score.numpy(), correlation, rtol=0, atol=1e-6)
-
-    def test_a_row_is_not_its_own_neighbour_and_gaps_are_marked(self) -> None:
-        score, index = neighbors.nearest(self.features, [3, 4], [3, 9], 5)
-        assert index.tolist()[0] == [1, -1, -1, -1, -1]
-        assert set(index.tolist()[1][:2]) == {0, 1}
-        assert torch.isinf(score[index < 0]).all()
-
-    def test_brightness_and_contrast_of_a_vector_do_not_matter(self) -> None:
-        scaled = np.concatenate([self.features, 5 * self.features[:1] + 7])
-        score, index = neighbors.nearest(scaled, [0], list(range(41)), 1)
-        assert index.tolist() == [[40]]
-        assert abs(score.item() - 1) < 1e-6
-
-    def test_constant_vectors_correlate_with_nothing(self) -> None:
-        score, _ = neighbors.nearest(np.ones((3, 4), np.float32), [0], [0, 1, 2], 2)
-        assert score.tolist() == [[0.0, 0.0]]
-
-
 class TestRun:
     def test_a_folder_with_itself(self, folder: Path, tmp_path: Path, model: ContextPredictionModel) -> None:
         result = found(folder, folder, tmp_path / "out", model, k=3)
@@ -95,7 +67,11 @@ class TestRun:
             assert len(row) == 3
             assert name not in row
         assert [Path(path).name for path in result.skipped] == ["notes.txt"]
-        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["neighbors.json", "neighbors.png"]
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+            "index.html",
+            "neighbors.json",
+            "neighbors.png",
+        ]
         text = str(result)
         assert "the 3 nearest of 7 images for 7 queries" in text
         assert "1 file skipped" in text
@@ -186,6 +162,10 @@ class TestRun:
             (".", ".", {"layer": ("feature5",)}, InvalidInputError, "one layer"),
             (".", ".", {"pool": "max"}, UnknownNameError, "gap"),
             (".", ".", {"k": 0}, InvalidInputError, "k=0"),
+            (".", ".", {"k": 7}, InvalidInputError, "k=7 .* 6 other images"),
+            (".", ".", {"queries": 0}, InvalidInputError, "queries=0"),
+            (".", ".", {"patches": True, "pool": "grid"}, InvalidInputError, "none"),
+            (".", ".", {"index": "photos"}, InvalidInputError, "other files"),
         ],
     )
     def test_refusals(
@@ -199,6 +179,7 @@ class TestRun:
         error,
         message,
     ) -> None:
+        options = {name: tmp_path / v if name == "index" else v for name, v in options.items()}
         with pytest.raises(error, match=message):
             found(folder / query, folder / images, tmp_path / "out", model, **options)
 
@@ -212,3 +193,126 @@ class TestRun:
         (tmp_path / "out").write_text("")
         with pytest.raises(StorageError, match="out"):
             found(folder, folder, tmp_path / "out", model)
+
+
+GRID = PatchGrid(16, sides=(2.0, 3.0))
+
+
+class TestPatches:
+    def test_boxes_scores_and_files_say_the_same(
+        self, folder: Path, tmp_path: Path, model: ContextPredictionModel
+    ) -> None:
+        options = {"patches": True, "grid": GRID, "layer": "feature3", "k": 3, "queries": 5, "seed": 3}
+        result = found(folder, folder, tmp_path / "out", model, **options)
+        assert len(result.asked) == len(result.matches) == 5
+        features = {}
+        for path in {match.path for row in (result.asked, *result.matches) for match in row}:
+            with Image.open(path) as image:
+                vectors, boxes = patch_features(model, image.convert("RGB"), GRID, layer="feature3", device="cpu")
+            features[path] = dict(zip(map(tuple, boxes.tolist()), normalized(vectors), strict=True))
+        for query, row in zip(result.asked, result.matches, strict=True):
+            own = features[query.path][query.box]
+            best = sorted((max(own @ v for v in each.values()) for p, each in features.items() if p != query.path))
+            for match, score in zip(row, best[::-1], strict=False):
+                assert abs(own @ features[match.path][match.box] - match.score) < 1e-5
+                assert abs(match.score - score) < 1e-5
+            assert len({query.path, *(match.path for match in row)}) == 4
+        record = json.loads(result.json.read_text())
+        assert [query["box"] for query in record["queries"]] == [[round(v, 2) for v in q.box] for q in result.asked]
+        assert record["queries"][0]["neighbors"][0]["box"] == [round(v, 2) for v in result.matches[0][0].box]
+        again = found(folder, folder, tmp_path / "again", model, **options)
+        assert again.asked == result.asked
+        assert found(folder, folder, tmp_path / "other", model, **{**options, "seed": 4}).asked != result.asked
+
+    def test_every_patch_of_a_query(self, folder: Path, tmp_path: Path, model: ContextPredictionModel) -> None:
+        result = found(
+            folder / "koala.png", folder, tmp_path / "out", model, patches=True, grid=GRID, queries=None, k=1
+        )
+        assert len(result.asked) == len(GRID.boxes(100, 120))
+        assert result.shown == neighbors.SHOWN_QUERIES
+
+    def test_the_patch_is_drawn_in_place(self, tmp_path: Path) -> None:
+        pixels = np.zeros((100, 200, 3), np.uint8)
+        pixels[40:60, 20:40] = 255
+        Image.fromarray(pixels).save(tmp_path / "a.png")
+        square = np.array(tile(Match(str(tmp_path / "a.png"), (20.0, 40.0, 40.0, 60.0), 0), 200, (255, 0, 0)))
+        assert (square[92:108, 22:38] == 255).all()  # the patch, the photograph lying in the square's middle
+        assert (square[92:108, 18] == (255, 0, 0)).all()  # its frame
+        assert (square[-60:-20, -60:-20] == 255).all()  # the patch, enlarged, in the farthest corner
+        assert (square[75:85, 60:100] == 0).all()
+
+
+class TestIndex:
+    def test_is_kept_added_to_and_searched(self, folder: Path, tmp_path: Path, model: ContextPredictionModel) -> None:
+        first, index = sorted(folder.glob("*.png"))[:3], tmp_path / "index"
+        found(folder / "koala.png", first, tmp_path / "out", model, index=index)
+        kept = found(folder / "koala.png", folder, tmp_path / "out", model, index=index, k=6)
+        fresh = found(folder / "koala.png", folder, tmp_path / "fresh", model, k=6)
+        assert [path for path, _ in kept.neighbors[0]] == [path for path, _ in fresh.neighbors[0]]
+        np.testing.assert_allclose([s for _, s in kept.neighbors[0]], [s for _, s in fresh.neighbors[0]], atol=1e-5)
+        assert kept.skipped == fresh.skipped != {}
+        (folder / "moose.png").unlink()  # the index has it still, and the picture says that the file is gone
+        gone = found(folder / "koala.png", folder, tmp_path / "out", model, index=index, k=6)
+        assert gone.neighbors == kept.neighbors
+        with pytest.raises(InvalidInputError, match=r"'feature2'.*'feature3'"):
+            found(folder / "koala.png", folder, tmp_path / "out", model, index=index, layer="feature3")
+        assert len(NeighborIndex.load(index)) == 7
+
+    def test_by_the_command(self, folder: Path, photos: Path, tmp_path: Path) -> None:
+        line = [
+            "neighbors",
+            folder / "koala.png",
+            folder,
+            "--out",
+            tmp_path / "out",
+            "--patches",
+            "--layer",
+            "feature2",
+        ]
+        line += ["--queries", "3", "-k", "2", "--index", tmp_path / "index", "--no-progress", "--workers", 0]
+        for _ in range(2):
+            result = CliRunner().invoke(main, [str(a) for a in line])
+            assert result.exit_code == 0, result.output
+            assert "the 2 nearest of 7 images for 3 queries" in result.output
+        record = json.loads((tmp_path / "out" / "neighbors.json").read_text())
+        assert [len(query["neighbors"]) for query in record["queries"]] == [2, 2, 2]
+        assert all(len(query["box"]) == 4 for query in record["queries"])
+        for bad in ("0", "some"):
+            result = CliRunner().invoke(main, [*map(str, line), "--queries", bad])
+            assert result.exit_code == 2
+            assert "or all" in result.output
+
+
+class TestPage:
+    @pytest.mark.parametrize("patches", [False, True])
+    def test_needs_nothing_but_itself(
+        self, folder: Path, tmp_path: Path, model: ContextPredictionModel, patches: bool
+    ) -> None:
+        (folder / "a b#c?.png").write_bytes((folder / "moose.png").read_bytes())
+        options = {"patches": True, "grid": GRID, "queries": 3} if patches else {}
+        result = found(folder, folder, tmp_path / "out", model, k=7, **options)
+        text = result.page.read_text()
+        assert not re.search(r"<script|<link|src=\"(?!data:image/jpeg;base64,)|url\(|@import", text)
+        images = re.findall(r"<img [^>]*>", text)
+        assert len(images) == result.shown * 8
+        assert all(re.search(r'alt="(Query|Neighbour) ', image) for image in images)
+        for link in re.findall(r'<a href="([^"#]+)"', text):
+            assert (result.page.parent / unquote(html.unescape(link))).is_file(), link
+        data = base64.b64decode(re.findall(r"data:image/jpeg;base64,([^\"]+)", text)[0])
+        assert Image.open(io.BytesIO(data)).size == (320, 320)
+        for match in result.matches[0]:
+            assert f"{match.score:.3f}" in text
+
+    @pytest.mark.browser
+    @pytest.mark.parametrize("width", [390, 1440])
+    def test_in_a_browser(self, folder: Path, tmp_path: Path, model: ContextPredictionModel, width: int) -> None:
+        result = found(folder, folder, tmp_path / "out", model, k=6, patches=True, grid=GRID, queries=2)
+        with open_page(width, result.page) as opened:
+            assert opened.overflow() == 0
+            seen = set()
+            for _ in range(6):  # the first leads to the list
+                opened.page.keyboard.press("Tab")
+                seen.add(opened.page.evaluate("document.activeElement.querySelector('img')?.alt"))
+            assert len(seen - {None}) == 5
+            assert opened.errors == []
+            assert len(opened.requests) == 1

@@ -100,17 +100,6 @@ class TestCodes:
         assert found[0] < found[1] < found[2]
         assert found[2] > 0.99
 
-    def test_blocks_of_queries_make_no_difference(
-        self, coded: tuple[np.ndarray, search.Codes], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        bank, codes = coded
-        queries = clustered(9, seed=1)
-        whole = codes.search(queries, bank, 3, 8)
-        monkeypatch.setattr(search, "_RERANKED_BYTES", 1)
-        scores, rows = codes.search(queries, bank, 3, 8)
-        np.testing.assert_allclose(scores, whole[0], atol=1e-6)
-        assert (rows == whole[1]).all()
-
     @pytest.mark.parametrize("width", [1, 7, 600])
     def test_vectors_of_any_length(self, tmp_path: Path, width: int) -> None:
         pytest.importorskip("faiss")
