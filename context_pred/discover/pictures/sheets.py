@@ -49,7 +49,7 @@ def small(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def save_png(page: Image.Image, path: Path) -> None:
     """Write a sheet as PNG, whole or not at all; raises StorageError, and an older file stands."""
     buffer = io.BytesIO()
-    page.save(buffer, format="PNG", optimize=page.width * page.height < 2**22)
+    page.save(buffer, format="PNG")
     write_bytes(buffer.getvalue(), path)
 
 

@@ -54,6 +54,7 @@ def page_of(asked: Asked) -> str:
         "high": round(scale_of([one for maps in found for one in maps[1:]]), 3),
         "names": ["the photograph itself", *names],
         "sizes": [list(one.shape[:2]) for one in every],
+        "peaks": [[round(float(one.max()), 4) for one in maps] for maps in found],
         "maps": [[_packed(one) for one in maps] for maps in found],
         "colors": base64.b64encode(WARM.round().astype(np.uint8).tobytes()).decode("ascii"),
     }
@@ -189,7 +190,7 @@ const figures = [...others.children];
 points.style.gridTemplateColumns = `repeat(${data.columns}, 1fr)`;
 points.style.gridTemplateRows = `repeat(${data.rows}, 1fr)`;
 
-function draw(figure, number, values) {
+function draw(figure, number, values, peak) {
   const [rows, columns] = data.sizes[number];
   const canvas = figure.querySelector("canvas");
   canvas.width = columns; canvas.height = rows;
@@ -205,9 +206,7 @@ function draw(figure, number, values) {
   const ring = figure.querySelector(".best");
   ring.style.left = 100 * (best % columns + 0.5) / columns + "%";
   ring.style.top = 100 * (Math.floor(best / columns) + 0.5) / rows + "%";
-  const peak = (values[best] - 127) / 127;
   figure.querySelector("b").textContent = peak.toFixed(2);
-  return peak;
 }
 
 let chosen = -1;
@@ -215,7 +214,8 @@ function choose(number) {
   if (chosen >= 0) buttons[chosen].setAttribute("aria-pressed", "false");
   chosen = number;
   buttons[number].setAttribute("aria-pressed", "true");
-  const peaks = figures.map((figure, k) => draw(figure, k, bytes(data.maps[number][k])));
+  const peaks = data.peaks[number];
+  figures.forEach((figure, k) => draw(figure, k, bytes(data.maps[number][k]), peaks[k]));
   const order = figures.map((_, k) => k).slice(1).sort((a, b) => peaks[b] - peaks[a]);
   others.append(figures[0], ...order.map(k => figures[k]));
   document.getElementById("status").textContent = "Most alike: " +
