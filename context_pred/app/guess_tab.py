@@ -11,7 +11,7 @@ import torch
 
 from context_pred.errors import ContextPredError, ImageError
 
-from . import markup
+from . import pieces
 from .album import Album
 from .guess import Question, Score, ask, can_guess
 from .parts import board_piece, piece, sent, upload
@@ -77,8 +77,10 @@ Shown = tuple[Game, str, str]
 
 def shown(game: Game, error: ContextPredError | None = None) -> Shown:
     """Draw a game, or say what is wrong."""
-    said = "" if error is None else markup.sentence(str(error), wrong=True)
-    return game, markup.board(game.question, game.score, game.guess, idle=NO_PHOTOS), said
+    said = "" if error is None else pieces.sentence(str(error), wrong=True)
+    if game.question is None:
+        return game, pieces.empty(NO_PHOTOS), said
+    return game, pieces.board(game.question, game.score, game.guess), said
 
 
 def begun(album: Album, seed: int | None) -> Shown:
@@ -94,10 +96,10 @@ def begun(album: Album, seed: int | None) -> Shown:
 
 def guess_tab(album: Album, limits: Limits, page: gr.Blocks, seed: int | None) -> None:
     """Lay out the tab, within a tab of Gradio's; each session has its own game."""
-    piece(f'<p class="cp-lead">{LEAD}</p>', name="guess-lead")
+    piece(pieces.text(LEAD, "cp-lead"), name="guess-lead")
     if not can_guess(album.model):
         none = f"{album.model.card.name} is a backbone alone: it has no head that compares patches."
-        piece(markup.still(None, hint=none), name="guess-none")
+        piece(pieces.empty(none), name="guess-none")
         return
     state = gr.State(None)
     said = piece(name="guess-said")

@@ -9,7 +9,7 @@ import gradio as gr
 
 from context_pred.errors import ContextPredError
 
-from . import markup
+from . import pieces
 from .album import Album
 from .parts import picture_piece, piece, sent, sent_point, sheet_piece, upload
 from .uploads import Limits, Photo, open_photo, open_upload
@@ -46,28 +46,28 @@ Shown = tuple[Query, tuple[str, ...], str, str, str]
 def look(album: Album, query: Query, by: str) -> Shown:
     """Find the neighbours of a query, by whole images or by the patch at its point."""
     if query.photo is None:
-        return query, (), "", markup.still(None, hint=NO_IMAGE), ""
+        return query, (), "", pieces.empty(NO_IMAGE), ""
     if by == WHOLE:
         matches = album.like(query.photo.image, SHOWN, but=query.path)
-        picture = markup.still(query.photo, hint=query.photo.name)
+        picture = pieces.still(query.photo, hint=query.photo.name)
     elif query.point is None:
-        return query, (), markup.picture(query.photo, hint=POINT_HINT), markup.still(None, hint=NO_POINT), ""
+        return query, (), pieces.picture(query.photo, hint=POINT_HINT), pieces.empty(NO_POINT), ""
     else:
         matches, box = album.like_patch(query.photo.image, query.point, SHOWN, but=query.path)
-        picture = markup.picture(query.photo, query.point, hint=POINT_HINT, box=box)
+        picture = pieces.picture(query.photo, query.point, hint=POINT_HINT, box=box)
     return query, tuple(match.path for match in matches), picture, _sheet(matches), ""
 
 
 def _sheet(matches: list[Match]) -> str:
-    tiles = [markup.tile_of(match.path, f"{match.score:.3f}", match.box) for match in matches]
-    return markup.sheet(tiles, choose="Search on from", empty="Nothing was found.")
+    tiles = [pieces.tile_of(match.path, f"{match.score:.3f}", match.box) for match in matches]
+    return pieces.sheet(tiles, choose="Search on from") if tiles else pieces.empty("Nothing was found.")
 
 
 def neighbors_tab(album: Album, limits: Limits) -> None:
     """Lay out the tab, within a tab of Gradio's."""
-    piece(f'<p class="cp-lead">{LEAD}</p>', name="neighbors-lead")
+    piece(pieces.text(LEAD, "cp-lead"), name="neighbors-lead")
     if album.whole is None and album.patches is None:
-        piece(markup.still(None, hint=NO_INDEX), name="neighbors-none")
+        piece(pieces.empty(NO_INDEX), name="neighbors-none")
         return
     kinds = [kind for kind, index in ((WHOLE, album.whole), (PATCH, album.patches)) if index is not None]
     query, shown = gr.State(Query()), gr.State(())
@@ -77,28 +77,28 @@ def neighbors_tab(album: Album, limits: Limits) -> None:
             said = piece(name="neighbors-said")
             by = gr.Radio(kinds, value=kinds[0], label="Compare", visible=len(kinds) > 1, elem_id="neighbors-by")
             picture = picture_piece("", name="neighbors-picture")
-            piece('<p class="cp-title">Or one of the collection</p>', name="neighbors-title")
+            piece(pieces.text("Or one of the collection", "cp-title"), name="neighbors-title")
             samples = sheet_piece(
-                markup.sheet([markup.tile_of(path) for path in album.samples], choose="Take"),
+                pieces.sheet([pieces.tile_of(path) for path in album.samples], choose="Take"),
                 name="neighbors-samples",
                 small=True,
             )
         with gr.Column(scale=5, min_width=320):
-            found = sheet_piece(markup.still(None, hint=NO_IMAGE), name="neighbors-found")
+            found = sheet_piece(pieces.empty(NO_IMAGE), name="neighbors-found")
     outputs = [query, shown, picture, found, said]
 
     def uploaded(path: str | None, by: str) -> Shown:
         try:
             return look(album, Query(None if path is None else open_upload(path, limits)), by)
         except ContextPredError as error:
-            return *look(album, Query(), by)[:4], markup.sentence(str(error), wrong=True)
+            return *look(album, Query(), by)[:4], pieces.sentence(str(error), wrong=True)
 
     def taken(paths: tuple[str, ...], by: str, event: gr.EventData) -> Shown:
         try:
             path = paths[sent(event, "number", len(paths))]
             return look(album, Query(open_photo(path), path), by)
         except ContextPredError as error:
-            return *look(album, Query(), by)[:4], markup.sentence(str(error), wrong=True)
+            return *look(album, Query(), by)[:4], pieces.sentence(str(error), wrong=True)
 
     def sample(by: str, event: gr.EventData) -> Shown:
         return taken(album.samples, by, event)
@@ -107,7 +107,7 @@ def neighbors_tab(album: Album, limits: Limits) -> None:
         try:
             return look(album, replace(query, point=sent_point(event)), by)
         except ContextPredError as error:
-            return *look(album, query, by)[:4], markup.sentence(str(error), wrong=True)
+            return *look(album, query, by)[:4], pieces.sentence(str(error), wrong=True)
 
     quiet: dict[str, Any] = {"outputs": outputs, "api_visibility": "private", "show_progress": "minimal"}
     field.upload(uploaded, [field, by], **quiet)

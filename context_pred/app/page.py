@@ -1,10 +1,10 @@
-"""The page: three tabs of Gradio's around the pieces of ``markup``."""
+"""The page: three tabs of Gradio's around the page's own pieces."""
 
 from __future__ import annotations
 
-from html import escape
-
 import gradio as gr
+
+from context_pred.markup import Child, Markup, count, element, joined
 
 from .album import Album
 from .guess_tab import guess_tab
@@ -22,7 +22,7 @@ def page(album: Album, limits: Limits, seed: int | None) -> gr.Blocks:
     """Lay the page out. Nothing on it asks another server: no analytics, no fonts, no checks of versions."""
     blocks: gr.Blocks
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(_HOUR // 4, _HOUR)) as blocks:
-        piece(f"<style>{CSS}</style>{_head(album)}", name="head")
+        piece(joined(element("style", Markup(CSS)), _head(album)), name="head")
         with gr.Tabs():
             with gr.Tab("Neighbours"):
                 neighbors_tab(album, limits)
@@ -33,9 +33,12 @@ def page(album: Album, limits: Limits, seed: int | None) -> gr.Blocks:
     return blocks
 
 
-def _head(album: Album) -> str:
-    parts = [f"Model <code>{escape(album.model.card.name)}</code>"]
-    for index, what in ((album.whole, "images"), (album.patches, "patches")):
+def _head(album: Album) -> Markup:
+    parts: list[Child] = ["Model ", element("code", album.model.card.name)]
+    for index, what in ((album.whole, "image"), (album.patches, "patch")):
         if index is not None:
-            parts.append(f"{len(index):,} {what} by <code>{escape(str(index.settings['layer']))}</code>")
-    return f'<div class="cp-head"><h1>What looks alike, learned without labels</h1><p>{" · ".join(parts)}</p></div>'
+            many = count(len(index), what, "patches" if what == "patch" else "")
+            parts += [f" · {many} by ", element("code", str(index.settings["layer"]))]
+    return element(
+        "div", element("h1", "What looks alike, learned without labels"), element("p", parts), class_="cp-head"
+    )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = ("127.0.0.1", "localhost")
 _PORTS = 100
+_SESSIONS = 200  # whose photographs and features are remembered, some 20 MB each
 _GRACE = 2  # seconds that open connections have when the server ends
 
 
@@ -78,6 +79,7 @@ def server_of(blocks: gr.Blocks, limits: Limits, host: str) -> uvicorn.Server:
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    blocks.state_session_capacity = _SESSIONS
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     gr.mount_gradio_app(
         app,

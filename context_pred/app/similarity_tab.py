@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from context_pred.discover.pictures.similarity import LAYER, Compared, heat
 from context_pred.errors import ContextPredError, ImageError, InvalidInputError
 
-from . import markup
+from . import pieces
 from .album import Album
 from .parts import picture_piece, piece, sent, sent_point, sheet_piece, upload
 from .uploads import Limits, Photo, open_photo, open_upload
@@ -63,8 +62,8 @@ def seen(
 ) -> View:
     """Compute the features of an image and of others: those given, else its neighbours, else some of the collection."""
     others = (given or _beside(album, photo, path))[:OTHERS]
-    images = [_small(one) for one in others or (photo,)]  # an image alone is compared with itself
-    compared = Compared.of(album.model, _small(photo), images, layer=layer, device=album.device)
+    images = [one.image for one in others] or [_small(photo).image]  # an image alone is compared with itself
+    compared = Compared.of(album.model, _small(photo).image, images, layer=layer, device=album.device)
     return View(photo, path, given, others, compared, point)
 
 
@@ -72,18 +71,18 @@ def maps(view: View) -> str:
     """Draw the similarity maps of the view's point: the image's own first, then the others'."""
     if view.point is None:
         return ""
-    image = _small(view.photo)
+    image = _small(view.photo).image
     at = view.point[0] * image.width, view.point[1] * image.height
-    tiles = [markup.tile(heat(image, view.compared.own(at)), view.photo.name, note="itself", mark=True)]
+    tiles = [pieces.tile(heat(image, view.compared.own(at)), view.photo.name, note="itself", mark=True)]
     for one, found in zip(view.others, view.compared.maps(at), strict=False):
-        tiles.append(markup.tile(heat(_small(one), found), one.name, note=f"{found.max():.2f}"))
-    return markup.sheet(tiles)
+        tiles.append(pieces.tile(heat(one.image, found), one.name, note=f"{found.max():.2f}"))
+    return pieces.sheet(tiles)
 
 
-def _small(photo: Photo) -> Image.Image:
+def _small(photo: Photo) -> Photo:
     image = photo.image.copy()
     image.thumbnail((SIDE, SIDE))
-    return image
+    return replace(photo, image=image)
 
 
 def _beside(album: Album, photo: Photo, path: str | None) -> tuple[Photo, ...]:
@@ -91,37 +90,37 @@ def _beside(album: Album, photo: Photo, path: str | None) -> tuple[Photo, ...]:
     found = []
     for one in near or [sample for sample in album.samples if sample != path]:
         with contextlib.suppress(ImageError):
-            found.append(open_photo(one))
+            found.append(_small(open_photo(one)))
     return tuple(found)
 
 
 def shown(view: View | None, error: ContextPredError | None = None) -> Shown:
     """Draw a view, or say what is wrong."""
-    said = "" if error is None else markup.sentence(str(error), wrong=True)
+    said = "" if error is None else pieces.sentence(str(error), wrong=True)
     if view is None:
-        return None, markup.picture(None, hint=NO_IMAGE), "", said
-    return view, markup.picture(view.photo, view.point, hint=HINT), maps(view), said
+        return None, pieces.empty(NO_IMAGE), "", said
+    return view, pieces.picture(view.photo, view.point, hint=HINT), maps(view), said
 
 
 def similarity_tab(album: Album, limits: Limits) -> None:
     """Lay out the tab, within a tab of Gradio's."""
     layers = list(album.model.feature_info)
     state = gr.State(None)
-    piece(f'<p class="cp-lead">{LEAD}</p>', name="similarity-lead")
+    piece(pieces.text(LEAD, "cp-lead"), name="similarity-lead")
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             field = upload("An image", limits, name="similarity-upload")
             said = piece(name="similarity-said")
-            piece('<p class="cp-title">Or one of the collection</p>', name="similarity-title")
+            piece(pieces.text("Or one of the collection", "cp-title"), name="similarity-title")
             samples = sheet_piece(
-                markup.sheet([markup.tile_of(path) for path in album.samples], choose="Take"),
+                pieces.sheet([pieces.tile_of(path) for path in album.samples], choose="Take"),
                 name="similarity-samples",
                 small=True,
             )
             layer = gr.Radio(layers, value=LAYER, label="Layer", elem_id="similarity-layer")
             more = upload("Others to look in", limits, name="similarity-others", several=True)
         with gr.Column(scale=5, min_width=320):
-            picture = picture_piece(markup.picture(None, hint=NO_IMAGE), name="similarity-picture")
+            picture = picture_piece(pieces.empty(NO_IMAGE), name="similarity-picture")
             found = piece(name="similarity-found", large=True)
 
     def uploaded(path: str | None, view: View | None, layer: str) -> Shown:
@@ -144,7 +143,7 @@ def similarity_tab(album: Album, limits: Limits) -> None:
         try:
             if len(paths or ()) > limits.files:
                 raise InvalidInputError(f"{len(paths or ())} files; accepted are {limits.files} at once.")
-            given = tuple(open_upload(path, limits) for path in paths or ())
+            given = tuple(_small(open_upload(path, limits)) for path in paths or ())
             return shown(seen(album, view.photo, view.path, given, layer, view.point))
         except ContextPredError as error:
             return shown(view, error)
@@ -162,7 +161,7 @@ def similarity_tab(album: Album, limits: Limits) -> None:
             view = None if view is None else replace(view, point=sent_point(event))
             return view, "" if view is None else maps(view), ""
         except ContextPredError as error:
-            return view, "", markup.sentence(str(error), wrong=True)
+            return view, "", pieces.sentence(str(error), wrong=True)
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
     every = {"outputs": [state, picture, found, said], **quiet}

@@ -11,7 +11,7 @@ from PIL import Image
 from context_pred.data.images import open_image, read_header
 from context_pred.errors import ImageError, InvalidInputError
 
-WORKING_SIDE = 1600
+WORKING_SIDE = 1024
 """The longer side in px that the page works with; larger photographs are reduced to it."""
 
 

@@ -185,21 +185,25 @@ def test_it_ends_cleanly_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    temporary, working = tmp_path / "temporary", tmp_path / "working"
+    temporary.mkdir()
+    working.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.chdir(working)
     before = settings()
     seen = []
 
     def say(url: str) -> None:
         try:
             assert uploaded(url, b"bytes")[0] == 200
-            seen.append([path.name for path in tmp_path.iterdir()])
+            seen.append([path.name for path in temporary.iterdir()])
         finally:
             os.kill(os.getpid(), number)
 
     app.serve(collection, model=tiny, port=0, open_browser=False, device="cpu", progress=False, say=say)
     assert len(seen) == 1
     assert seen[0][0].startswith("context-pred-")
-    assert list(tmp_path.iterdir()) == []
+    assert list(temporary.iterdir()) == list(working.iterdir()) == []
     assert settings() == before
 
 
