@@ -26,7 +26,7 @@ from .options import batch_option, device_option, example, model_option, progres
               "of whole images; of each image the nearest counts.")  # fmt: skip
 @click.option("--queries", default="24", show_default=True, metavar="N", callback=lambda _, __, v: _number_or_all(v),
               help="Patches drawn at random from the QUERY images; all: every patch of a grid.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, metavar="N", help="Of that draw.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of that draw.")
 @click.option("--index", default=None, metavar="DIR",
               help="Keep the index here: built of IMAGES, and the next time only what is new is added.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), default=None, metavar="N",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from context_pred import extract
 from context_pred.data.files import find_images
 from context_pred.data.images import open_image, to_rgb
 from context_pred.errors import InvalidInputError, unknown
@@ -29,8 +28,8 @@ from context_pred.extract.network import Network, find_device
 from context_pred.extract.work import differences
 from context_pred.geometry import scaled
 
-from .index_folder import Manifest, Source, begin, commit, locked, open_parts, search_parts
-from .index_source import extracted, new_files, remove_extracted
+from .index_folder import MANIFEST, Manifest, Source, begin, commit, locked, open_parts, search_parts
+from .index_source import check_model, extracted, loaded, new_files, remove_extracted, settings_of
 from .patches import PatchGrid, features_of, network_of, normalized, usual_grid
 from .search import EXACT_ROWS, FEWEST_CODED, PROBES, Floats, Rows, best_of_groups
 
@@ -68,6 +67,7 @@ class NeighborIndex:
     def __init__(self, folder: Path, manifest: Manifest, model: ContextPredictionModel | None = None) -> None:
         self.folder, self.model = folder, model
         self._network: Network | None = None
+        self._replaces = False  # whether what lies in the folder goes once something is added
         self._open(manifest)
 
     def _open(self, manifest: Manifest) -> None:
@@ -111,8 +111,8 @@ class NeighborIndex:
             patches: Index the patches of a grid instead of whole images.
             pool: "gap", "grid" or "none", as in ``extract.run``; of patches "gap" or "none".
             grid: Where patches lie; None: ``usual_grid``.
-            kind: "exact": all vectors are compared. "ivf": an inverted file finds most of the nearest. "auto": an
-                inverted file from ``EXACT_ROWS`` vectors on.
+            kind: "exact": all vectors are compared. "ivf": an inverted file finds most of the nearest (a part of fewer
+                than ``FEWEST_CODED`` vectors has none). "auto": an inverted file from ``EXACT_ROWS`` vectors on.
             batch_size: Images at once; None: 32, of patches 8.
             workers: As in ``extract.run``.
             device: As in ``extract.run``.
@@ -128,15 +128,15 @@ class NeighborIndex:
         """
         if kind not in KINDS:
             raise unknown("kind of index", kind, KINDS)
-        model = _loaded(model)
+        model = loaded(model)
         (layer,) = model.backbone.chosen((layer,))
         if grid is not None and not patches:
             raise InvalidInputError("A grid without patches=True; whole images have none.")
         if patches:
             grid = grid or usual_grid(model)
-        settings = _settings(model, layer, pool, grid, kind)
+        settings = settings_of(model, layer, pool, grid, kind)
         folder = Path(out)
-        if not (folder / "index.json").exists():
+        if not (folder / MANIFEST).exists():
             manifest = begin(folder, settings)
         else:
             manifest = Manifest.read(folder)
@@ -146,6 +146,7 @@ class NeighborIndex:
                     "Overwrite it with overwrite=True, or choose another folder."
                 )
         index = cls(folder, Manifest(settings, {}, manifest.made) if overwrite else manifest, model)
+        index._replaces = overwrite
         index.add(images, batch_size=batch_size, workers=workers, device=device, progress=progress)
         return index
 
@@ -190,8 +191,8 @@ class NeighborIndex:
         """
         manifest = Manifest.read(Path(folder))
         if model is not None:
-            model = _loaded(model)
-            _check_model(Path(folder), manifest.settings, model)
+            model = loaded(model)
+            check_model(Path(folder), manifest.settings, model)
         return cls(Path(folder), manifest, model)
 
     def __len__(self) -> int:
@@ -205,7 +206,7 @@ class NeighborIndex:
             f"{settings.get('model')}, {settings.get('layer')}, {settings.get('pool')}" if "model" in settings else ""
         )
         coded = sum(len(part) for part in self._parts if part.codes is not None)
-        return f"{len(self):,} vectors of {len(self.paths):,} images ({what}); {coded:,} of them in inverted files"
+        return f"{len(self):,} vectors of {len(self.paths):,} images{what}; {coded:,} of them in inverted files"
 
     @property
     def errors(self) -> dict[str, str]:
@@ -244,8 +245,11 @@ class NeighborIndex:
         """
         model = self._need_model()
         found = find_images(images)
+        if self.paths and not self._new(found):
+            return 0
         with locked(self.folder):
-            new = new_files(found, [line for part in self._parts for line in [*part.errors, *part.images]], self.folder)
+            self._refresh()
+            new = self._new(found)
             if not new:
                 if not self.paths:
                     raise InvalidInputError(f"No images in {images!r} but what lies in {self.folder}.")
@@ -265,8 +269,24 @@ class NeighborIndex:
             )
             coded_from = KINDS[self.settings["kind"]]
             self._open(commit(self.folder, self._manifest, self._parts, source, coded_from))
+            self._replaces = False
             remove_extracted(self.folder)
         return sum("error" not in image for image in source.images)
+
+    def _new(self, found: Sequence[Path]) -> list[str]:
+        return new_files(found, [line for part in self._parts for line in [*part.errors, *part.images]], self.folder)
+
+    def _refresh(self) -> None:
+        """Open what other processes have added since this index was opened."""
+        if self._replaces or not (self.folder / MANIFEST).exists():
+            return
+        now = Manifest.read(self.folder)
+        if now.settings != self.settings:
+            raise InvalidInputError(
+                f"The index in {self.folder} has been replaced: {differences(self.settings, now.settings)}."
+            )
+        if now != self._manifest:
+            self._open(now)
 
     def search(self, vectors: Any, k: int, *, probes: int = PROBES) -> tuple[Floats, Rows]:
         """Find the nearest vectors of each vector.
@@ -295,6 +315,8 @@ class NeighborIndex:
                 f"Vectors of {queries.shape[1]} values, and the index in {self.folder} has {width}: "
                 "they are of another model, layer or pooling."
             )
+        if not np.isfinite(queries).all():
+            raise InvalidInputError("Vectors with values that are no finite numbers.")
         return queries
 
     def image_of(self, rows: Rows | Sequence[int]) -> Rows:
@@ -419,38 +441,6 @@ class NeighborIndex:
         if self.model is None:
             raise InvalidInputError(f"Load the index with its model: NeighborIndex.load({str(self.folder)!r}, model).")
         return self.model
-
-
-def _loaded(model: ContextPredictionModel | str | Path) -> ContextPredictionModel:
-    if isinstance(model, str | os.PathLike):
-        from context_pred.zoo import load_pretrained
-
-        return load_pretrained(str(model))
-    return model
-
-
-def _settings(
-    model: ContextPredictionModel, layer: str, pool: str, grid: PatchGrid | None, kind: str
-) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        "model": model.card.name,
-        "weights": extract.weights_digest(model),
-        "transform": repr(model.transform),
-        "layer": layer,
-        "pool": pool,
-        "patches": grid is not None,
-        "grid": None if grid is None else asdict(grid) | {"sides": list(grid.sides)},
-    }
-
-
-def _check_model(folder: Path, settings: Mapping[str, Any], model: ContextPredictionModel) -> None:
-    now = {"weights": extract.weights_digest(model), "transform": repr(model.transform)}
-    if any(settings.get(name) != value for name, value in now.items()):
-        raise InvalidInputError(
-            f"The index in {folder} was made with another model: {settings.get('model', 'none')}, and not these "
-            f"weights and preprocessing of {model.card.name}."
-        )
 
 
 def _check_count(name: str, value: int, least: int) -> None:

@@ -262,7 +262,7 @@ def _write_part(target: Path, sources: Sequence[Source], rows: int) -> None:
     at = 0
     for source in sources:
         for block in _blocks(source.vectors):
-            vectors[at : at + len(block)] = block if source.ready else normalized(block)
+            vectors[at : at + len(block)] = block if source.ready else _finite(normalized(block))
             at += len(block)
     vectors.flush()
     if sources[-1].boxes is not None:
@@ -271,6 +271,12 @@ def _write_part(target: Path, sources: Sequence[Source], rows: int) -> None:
     with open(target / IMAGES, "w", encoding="utf-8") as file:
         for source in sources:
             file.writelines(json.dumps(record) + "\n" for record in source.images)
+
+
+def _finite(block: Floats) -> Floats:
+    if not np.isfinite(block).all():
+        raise InvalidInputError("Vectors with values that are no finite numbers cannot be indexed.")
+    return block
 
 
 def _blocks(vectors: Any) -> Iterable[Any]:

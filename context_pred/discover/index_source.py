@@ -1,4 +1,4 @@
-"""What is added to a ``NeighborIndex``: which files are new, and their features."""
+"""What a ``NeighborIndex`` is made of: the model and its settings, which files are new, and their features."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,41 @@ from .patches import PatchGrid, extract_patches
 
 if TYPE_CHECKING:
     from context_pred.model import ContextPredictionModel
+
+
+def loaded(model: ContextPredictionModel | str | Path) -> ContextPredictionModel:
+    """Return the model, or load the one of that name or path."""
+    if isinstance(model, str | os.PathLike):
+        from context_pred.zoo import load_pretrained
+
+        return load_pretrained(str(model))
+    return model
+
+
+def settings_of(
+    model: ContextPredictionModel, layer: str, pool: str, grid: PatchGrid | None, kind: str
+) -> dict[str, Any]:
+    """Return what tells indices apart: the kind, the model by its weights, and what is compared."""
+    return {
+        "kind": kind,
+        "model": model.card.name,
+        "weights": extract.weights_digest(model),
+        "transform": repr(model.transform),
+        "layer": layer,
+        "pool": pool,
+        "patches": grid is not None,
+        "grid": None if grid is None else asdict(grid) | {"sides": list(grid.sides)},
+    }
+
+
+def check_model(folder: Path, settings: Mapping[str, Any], model: ContextPredictionModel) -> None:
+    """Raise InvalidInputError where an index was made with other weights or another preprocessing."""
+    now = {"weights": extract.weights_digest(model), "transform": repr(model.transform)}
+    if any(settings.get(name) != value for name, value in now.items()):
+        raise InvalidInputError(
+            f"The index in {folder} was made with another model: {settings.get('model', 'none')}, and not these "
+            f"weights and preprocessing of {model.card.name}."
+        )
 
 
 def new_files(found: Iterable[Path], known: Iterable[Mapping[str, Any]], folder: Path) -> list[str]:

@@ -29,6 +29,7 @@ from context_pred.extract.network import Network
 from context_pred.pictures import save_png
 
 from .index import Match, NeighborIndex
+from .index_source import loaded
 from .neighbors_sheet import CAPTION, MARGIN, SPACE, TILE, page_of, sheet
 from .patches import PatchGrid, cut_all, features_of, network_of
 
@@ -151,13 +152,13 @@ def run(
         ImageError: no query can be opened, or no image.
         StorageError: ``out`` or ``index`` cannot be written to.
     """
-    for name, value in (("k", k), ("queries", queries)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise InvalidInputError(f"{name}={value!r}; accepted: a whole number from 1 up.")
+    for name, value, least in (("k", k, 1), ("queries", queries, 1), ("seed", seed, 0)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise InvalidInputError(f"{name}={value!r}; accepted: a whole number from {least} up.")
     if not isinstance(layer, str):
         raise InvalidInputError(f"layer={layer!r}; accepted: the name of one layer.")
     asked, among = _by_file(find_images(query)), _by_file(find_images(images))
-    model = _loaded(model)
+    model = loaded(model)
     folder = _made(Path(out))
     options: dict[str, Any] = {"workers": workers, "device": device, "progress": progress}
     with _temporary(folder) as temporary:
@@ -177,10 +178,10 @@ def run(
             found, vectors, errors = _patch_queries(asked, network, searched.grid, queries, seed)
         else:
             found, vectors, errors = _image_queries(asked, searched, Path(temporary), batch_size or 32, options)
-        errors = searched.errors | errors
         if not found:
             path, reason = next(iter(errors.items()))
             raise ImageError(f"No query could be opened; the first: {path} ({reason}).")
+        errors = searched.errors | errors
         own = _own(found, searched)
         count = _count_of(k, searched, own)
         shown = {file: str(path) for file, path in among.items()}  # as the caller names them
@@ -298,14 +299,6 @@ def _by_file(paths: Sequence[Path]) -> dict[str, Path]:
     for path in paths:
         found.setdefault(os.path.realpath(path), path)
     return found
-
-
-def _loaded(model: ContextPredictionModel | str | Path) -> ContextPredictionModel:
-    if isinstance(model, str | Path):
-        from context_pred.zoo import load_pretrained
-
-        return load_pretrained(model)
-    return model
 
 
 def _made(folder: Path) -> Path:

@@ -31,7 +31,7 @@ PROBES = 64
 FEWEST_CODED = 1024
 """Rows that an inverted file needs at least."""
 
-_BLOCK, _QUERIES = 8192, 1024
+_BLOCK, _QUERIES = 8192, 512
 _MOST_LISTS, _ROWS_A_LIST, _SAMPLE_BYTES = 8192, 32, 256 << 20
 
 

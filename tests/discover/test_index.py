@@ -122,7 +122,15 @@ class TestOfVectors:
 
     def test_search_refuses(self, tmp_path: Path) -> None:
         index = NeighborIndex.of(rows(9), out=tmp_path / "index")
-        for bad, options in ((rows(2, 13), {"k": 1}), (rows(2), {"k": 0}), (rows(2), {"k": 1, "probes": -1})):
+        nan = np.where(np.eye(2, 12) > 0, np.nan, rows(2))
+        with pytest.raises(InvalidInputError, match="finite"):
+            NeighborIndex.of(nan, out=tmp_path / "nan")
+        for bad, options in (
+            (nan, {"k": 1}),
+            (rows(2, 13), {"k": 1}),
+            (rows(2), {"k": 0}),
+            (rows(2), {"k": 1, "probes": -1}),
+        ):
             with pytest.raises(InvalidInputError):
                 index.search(bad, **options)
         with pytest.raises(InvalidInputError, match="vectors alone"):
@@ -230,6 +238,17 @@ class TestOfImages:
         again = NeighborIndex.build(folder, model, out=index.folder, layer="feature2", overwrite=True, **QUIET)
         assert len(again) == 6
         assert len(list(index.folder.glob("part-*"))) == 1
+
+    def test_what_another_process_has_added_stays(
+        self, index: NeighborIndex, photos: Path, model: ContextPredictionModel
+    ) -> None:
+        other = NeighborIndex.load(index.folder, model)
+        assert index.add(photos / "gate_berlin.jpg", **QUIET) == 1
+        assert other.add([photos / "forest_path.jpg", photos / "gate_berlin.jpg"], **QUIET) == 1
+        assert len(other) == len(NeighborIndex.load(index.folder)) == 8
+        NeighborIndex.build(photos, model, out=index.folder, layer="feature3", overwrite=True, **QUIET)
+        with pytest.raises(InvalidInputError, match=r"replaced.*'feature3'"):
+            other.add(photos / "dandelions.jpg", **QUIET)
 
     def test_another_process_is_adding(self, index: NeighborIndex, photos: Path) -> None:
         with index_folder.locked(index.folder), pytest.raises(StorageError, match="Another process"):

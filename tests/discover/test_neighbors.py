@@ -164,6 +164,7 @@ class TestRun:
             (".", ".", {"k": 0}, InvalidInputError, "k=0"),
             (".", ".", {"k": 7}, InvalidInputError, "k=7 .* 6 other images"),
             (".", ".", {"queries": 0}, InvalidInputError, "queries=0"),
+            (".", ".", {"seed": -1}, InvalidInputError, "seed=-1"),
             (".", ".", {"patches": True, "pool": "grid"}, InvalidInputError, "none"),
             (".", ".", {"index": "photos"}, InvalidInputError, "other files"),
         ],
@@ -230,6 +231,18 @@ class TestPatches:
         )
         assert len(result.asked) == len(GRID.boxes(100, 120))
         assert result.shown == neighbors.SHOWN_QUERIES
+
+    def test_pictures_that_cannot_be_opened(
+        self, folder: Path, tmp_path: Path, model: ContextPredictionModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 19_000)  # twice as many are an error
+        Image.new("1", (200, 200)).save(folder / "vast.png")
+        options = {"patches": True, "grid": GRID, "k": 2, "queries": 4}
+        result = found([folder / "vast.png", folder / "koala.png"], folder, tmp_path / "out", model, **options)
+        assert len(result.asked) == 4
+        assert {Path(path).name for path in result.skipped} == {"vast.png", "notes.txt"}
+        with pytest.raises(ImageError, match=r"No query could be opened.*vast\.png.*pixels"):
+            found([folder / "vast.png"], folder, tmp_path / "out", model, **options)
 
     def test_the_patch_is_drawn_in_place(self, tmp_path: Path) -> None:
         pixels = np.zeros((100, 200, 3), np.uint8)
