@@ -78,7 +78,7 @@ def run(
         out: The folder; made where it is missing.
         model: The model, or what ``load_pretrained`` takes.
         layers: Their names; a column each, in the backbone's order.
-        at_most: Photographs; of more, so many are chosen at random.
+        at_most: Photographs, 100 at the most; of more, so many are chosen at random.
         seed: Of the choice.
         side: The photographs' shorter side in patches of the model's training.
         device: Where to compute.

@@ -201,10 +201,8 @@ def _temporary(folder: Path) -> tempfile.TemporaryDirectory[str]:
 
 
 def _check(at_most: int, seed: int) -> None:
-    whole_number("at_most", at_most, FEWEST)
+    whole_number("at_most", at_most, FEWEST, MOST)
     whole_number("seed", seed, 0)
-    if at_most > MOST:
-        raise InvalidInputError(f"at_most={at_most}; accepted: {FEWEST} … {MOST:,} photographs on one map.")
     need("sklearn.manifold", "A map", "discover")
 
 

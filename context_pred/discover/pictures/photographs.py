@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Source = str | Path | Sequence[str | Path]
 
+MOST = 100
+"""Photographs on one sheet."""
+
 LARGEST = 1024
 """px of a photograph's shorter side beyond which it is made smaller: no picture shows more."""
 
@@ -52,7 +55,7 @@ def opened(source: Source, *, at_most: int, seed: int = 0, progress: bool = Fals
 
     Args:
         source: As ``find_images`` takes them.
-        at_most: How many to open; where some cannot be, others take their place.
+        at_most: How many to open, ``MOST`` at the most; where some cannot be, others take their place.
         seed: Of the choice.
         progress: Show a bar.
 
@@ -60,7 +63,7 @@ def opened(source: Source, *, at_most: int, seed: int = 0, progress: bool = Fals
         InvalidInputError: nothing was found, or a number out of its range.
         ImageError: none can be opened.
     """
-    whole_number("at_most", at_most)
+    whole_number("at_most", at_most, most=MOST)
     files = find_images(source)
     order = np.random.default_rng(seed).permutation(len(files)) if len(files) > at_most else range(len(files))
     kept: dict[int, tuple[Image.Image, tuple[int, int]]] = {}
@@ -108,10 +111,11 @@ def made(out: str | Path) -> Path:
     return folder
 
 
-def whole_number(name: str, value: object, least: int = 1) -> None:
-    """Raise InvalidInputError unless an argument is a whole number from ``least`` up."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidInputError(f"{name}={value!r}; accepted: a whole number from {least} up.")
+def whole_number(name: str, value: object, least: int = 1, most: int | None = None) -> None:
+    """Raise InvalidInputError unless an argument is a whole number from ``least`` up, and not above ``most``."""
+    accepted = f"from {least} up" if most is None else f"in {least:,} … {most:,}"
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        raise InvalidInputError(f"{name}={value!r}; accepted: a whole number {accepted}.")
 
 
 def told(skipped: dict[str, str]) -> str:

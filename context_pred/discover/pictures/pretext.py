@@ -29,6 +29,7 @@ from context_pred.patches.layout import POSITIONS
 from context_pred.pretext import PretextResult, Tally
 from context_pred.weights_file import write_bytes
 
+from .dense import LONGEST
 from .photographs import Photographs, Source, count, loaded, made, opened, told, whole_number
 from .sheets import save_png
 
@@ -131,7 +132,7 @@ def run(
         out: The folder; made where it is missing.
         model: The model with its neck and head, or what ``load_pretrained`` takes.
         seed: Of the patches and of the choice of photographs.
-        at_most: Photographs; of more, so many are chosen at random.
+        at_most: Photographs, 100 at the most; of more, so many are chosen at random.
         device: Where to compute.
         progress: Show a bar.
 
@@ -213,10 +214,11 @@ def _asked(
 ) -> tuple[tuple[Drawn, ...], PretextResult | None, dict[str, str]]:
     tally, drawn, without = Tally(), [], {}
     shown = zip(photographs.paths, photographs.images, strict=True)
-    for number, (path, image) in enumerate(
+    for number, (path, whole) in enumerate(
         tqdm(shown, total=len(photographs), unit=" photographs", disable=not progress, leave=False)
     ):
         generator = torch.Generator().manual_seed(1_000_003 * seed + number)
+        image = _middle(whole)
         pairs, chances, looks, size = asker.ask(image, generator)
         if not len(pairs):
             without[path] = "no pair of patches found room"
@@ -224,6 +226,13 @@ def _asked(
         tally.add(chances.log(), pairs.position, torch.zeros_like(pairs.position))
         drawn.append(_around_one(path, image, size, pairs, chances, looks))
     return tuple(drawn), tally.result() if len(tally) else None, without
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """Return the middle of a panorama that would be gigabytes when scaled by its shorter side; others as they are."""
+    width, height = (min(side, LONGEST * min(image.size)) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height)) if (width, height) != image.size else image
 
 
 def _around_one(

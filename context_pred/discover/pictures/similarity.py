@@ -197,7 +197,7 @@ def run(
         at: (x, y) in px of ``image``, upright; or a name of ``POINTS``.
         layer: The layer whose features are compared.
         side: The photographs' shorter side in patches of the model's training: more shows finer things.
-        at_most: Other photographs; of more, so many are chosen at random.
+        at_most: Other photographs, 100 at the most; of more, so many are chosen at random.
         seed: Of the choice.
         device: Where to compute.
         progress: Show a bar.

@@ -127,7 +127,7 @@ class TestRun:
             ([*two, bomb, tmp_path / "gone.png"], {}, ImageError, "2 could be opened"),
             (folder, {"layer": "feature6"}, UnknownNameError, "feature6"),
             (folder, {"at_most": 2}, InvalidInputError, "at_most=2"),
-            (folder, {"at_most": 5000}, InvalidInputError, "4,000"),
+            (folder, {"at_most": 4001}, InvalidInputError, "4,000"),
             (folder, {"seed": -1}, InvalidInputError, "seed"),
         ]
         for images, options, error, text in wrong:

@@ -129,3 +129,10 @@ def test_wrong_arguments_leave_what_is_there(
         with pytest.raises(error, match=text):
             drawn(images, out, asked, **options)
     assert {path: path.read_bytes() for path in out.iterdir()} == kept
+
+
+def test_of_a_panorama_the_middle(tmp_path: Path, model: ContextPredictionModel) -> None:
+    Image.radial_gradient("L").resize((4000, 3)).convert("RGB").save(tmp_path / "long.png")
+    result = drawn(tmp_path / "long.png", tmp_path / "out", model)
+    assert result.drawn[0].image.size == (48, 3)
+    assert max(result.drawn[0].size) < 16 * 100
