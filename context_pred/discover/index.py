@@ -79,7 +79,7 @@ class NeighborIndex:
         self._firsts: Rows = np.cumsum([0, *map(len, parts)], dtype=np.int64)
         starts = [part.starts[:-1] + first for part, first in zip(parts, self._firsts, strict=False)]
         self.starts: Rows = np.concatenate([*starts, self._firsts[-1:]])
-        self.paths: tuple[str, ...] = tuple(image["path"] for part in parts for image in part.images)
+        self.paths: tuple[str, ...] = tuple(path for part in parts for path in part.paths)
 
     @classmethod
     def build(
@@ -212,8 +212,7 @@ class NeighborIndex:
     def errors(self) -> dict[str, str]:
         """{path: reason} of the files that could not be opened."""
         good = set(self.paths)
-        lines = [line for part in self._parts for line in part.errors]
-        return {line["path"]: line["error"] for line in lines if line["path"] not in good}
+        return {path: why for part in self._parts for path, why in part.errors.items() if path not in good}
 
     @property
     def grid(self) -> PatchGrid | None:
@@ -245,8 +244,10 @@ class NeighborIndex:
         """
         model = self._need_model()
         found = find_images(images)
-        if self.paths and not self._new(found):
-            return 0
+        if self.paths:
+            self._refresh()
+            if not self._new(found):
+                return 0
         with locked(self.folder):
             self._refresh()
             new = self._new(found)
@@ -274,7 +275,9 @@ class NeighborIndex:
         return sum("error" not in image for image in source.images)
 
     def _new(self, found: Sequence[Path]) -> list[str]:
-        return new_files(found, [line for part in self._parts for line in [*part.errors, *part.images]], self.folder)
+        # Those that could be opened last: they count where a file was mended.
+        records = sorted((one for part in self._parts for one in part.records()), key=lambda one: "error" not in one)
+        return new_files(found, records, self.folder)
 
     def _refresh(self) -> None:
         """Open what other processes have added since this index was opened."""

@@ -123,10 +123,16 @@ class Part:
             # Copy-on-write: PyTorch takes no read-only arrays, and nothing here writes.
             self.vectors: Floats = np.load(folder / VECTORS, mmap_mode="c")
             self.boxes: Floats | None = np.load(folder / BOXES, mmap_mode="c") if BOXES in files else None
-            lines = [json.loads(line) for line in (folder / IMAGES).read_text(encoding="utf-8").split("\n") if line]
-            self.images = [line for line in lines if "error" not in line]
-            self.errors = [line for line in lines if "error" in line]
-            self.starts: Rows = np.cumsum([0, *(line["rows"] for line in self.images)], dtype=np.int64)
+            self.paths: list[str] = []
+            self.errors: dict[str, str] = {}
+            counts = [0]
+            for record in self.records():
+                if "error" in record:
+                    self.errors[record["path"]] = record["error"]
+                else:
+                    self.paths.append(record["path"])
+                    counts.append(record["rows"])
+            self.starts: Rows = np.cumsum(counts, dtype=np.int64)
             fits = self.vectors.ndim == 2 and self.starts[-1] == len(self.vectors)
             fits &= self.boxes is None or self.boxes.shape == (len(self.vectors), 4)
         except (ValueError, KeyError, TypeError, OSError) as error:
@@ -145,10 +151,15 @@ class Part:
         """The inverted file, read at the first need; None where all rows are compared."""
         return Codes(self.folder / CODES, len(self)) if CODES in self.files else None
 
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Read the record of each photograph, as of ``Source``."""
+        with open(self.folder / IMAGES, encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
     @property
     def source(self) -> Source:
         """The part as rows to add."""
-        return Source(self.vectors, self.boxes, [*self.images, *self.errors], ready=True)
+        return Source(self.vectors, self.boxes, list(self.records()), ready=True)
 
     def search(self, queries: Floats, k: int, probes: int) -> tuple[Floats, Rows]:
         """Find the k best rows of this part; all are compared where there are no codes, or ``probes`` is 0."""
