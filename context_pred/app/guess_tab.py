@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import gradio as gr
 import torch
@@ -14,7 +13,7 @@ from context_pred.errors import ContextPredError, ImageError
 from . import pieces
 from .album import Album
 from .guess import Question, Score, ask, can_guess
-from .parts import board_piece, piece, sent, upload
+from .parts import board_piece, in_turn, piece, sent, upload
 from .uploads import Limits, Photo, open_photo, open_upload
 
 LEAD = (
@@ -126,11 +125,7 @@ def guess_tab(album: Album, limits: Limits, page: gr.Blocks, seed: int | None) -
             return shown(game, error)
         return following(replace(game, own=photo))
 
-    quiet: dict[str, Any] = {
-        "outputs": [state, board, said],
-        "api_visibility": "private",
-        "show_progress": "hidden",
-    }
+    quiet = {"outputs": [state, board, said], **in_turn("guess"), "show_progress": "hidden"}
     page.load(lambda: begun(album, seed), None, **quiet)
     board.guess(guessed, state, **quiet)
     board.following(following, state, **quiet)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gradio as gr
 
@@ -11,7 +12,7 @@ from context_pred.errors import ContextPredError
 
 from . import pieces
 from .album import Album
-from .parts import picture_piece, piece, sent, sent_point, sheet_piece, upload
+from .parts import in_turn, picture_piece, piece, sent, sent_point, sheet_piece, upload
 from .uploads import Limits, Photo, open_photo, open_upload
 
 if TYPE_CHECKING:
@@ -87,32 +88,36 @@ def neighbors_tab(album: Album, limits: Limits) -> None:
             found = sheet_piece(pieces.empty(NO_IMAGE), name="neighbors-found")
     outputs = [query, shown, picture, found, said]
 
-    def uploaded(path: str | None, by: str) -> Shown:
+    def seen(query: Query, by: str, make: Callable[[], Query]) -> Shown:
+        """Look at what ``make`` gives; where that fails, show ``query`` and say why."""
         try:
-            return look(album, Query(None if path is None else open_upload(path, limits)), by)
+            return look(album, make(), by)
         except ContextPredError as error:
-            return *look(album, Query(), by)[:4], pieces.sentence(str(error), wrong=True)
+            return *look(album, query, by)[:4], pieces.sentence(str(error), wrong=True)
 
-    def taken(paths: tuple[str, ...], by: str, event: gr.EventData) -> Shown:
-        try:
-            path = paths[sent(event, "number", len(paths))]
-            return look(album, Query(open_photo(path), path), by)
-        except ContextPredError as error:
-            return *look(album, Query(), by)[:4], pieces.sentence(str(error), wrong=True)
+    def uploaded(path: str | None, by: str) -> Shown:
+        return seen(Query(), by, lambda: Query(None if path is None else open_upload(path, limits)))
 
     def sample(by: str, event: gr.EventData) -> Shown:
         return taken(album.samples, by, event)
 
-    def pointed(query: Query, by: str, event: gr.EventData) -> Shown:
-        try:
-            return look(album, replace(query, point=sent_point(event)), by)
-        except ContextPredError as error:
-            return *look(album, query, by)[:4], pieces.sentence(str(error), wrong=True)
+    def taken(paths: tuple[str, ...], by: str, event: gr.EventData) -> Shown:
+        def make() -> Query:
+            path = paths[sent(event, "number", len(paths))]
+            return Query(open_photo(path), path)
 
-    quiet: dict[str, Any] = {"outputs": outputs, "api_visibility": "private", "show_progress": "minimal"}
+        return seen(Query(), by, make)
+
+    def pointed(query: Query, by: str, event: gr.EventData) -> Shown:
+        return seen(query, by, lambda: replace(query, point=sent_point(event)))
+
+    def compared(query: Query, by: str) -> Shown:
+        return seen(Query(), by, lambda: query)
+
+    quiet = {"outputs": outputs, **in_turn("neighbors")}
     field.upload(uploaded, [field, by], **quiet)
     field.clear(uploaded, [field, by], **quiet)
     samples.choice(sample, by, **quiet)
     found.choice(taken, [shown, by], **quiet)
     picture.point(pointed, [query, by], **quiet)
-    by.change(lambda query, by: look(album, query, by), [query, by], **quiet)
+    by.change(compared, [query, by], **quiet)

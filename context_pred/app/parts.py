@@ -12,6 +12,21 @@ from context_pred.errors import InvalidInputError
 from .style import BOARD_JS, PICTURE_JS, SHEET_JS
 from .uploads import Limits
 
+
+def in_turn(name: str) -> dict[str, Any]:
+    """Return the options of a tab's events: one after the other, of several in a row the last, none of them an API.
+
+    Two at once would each begin from the state before the other.
+    """
+    return {
+        "api_visibility": "private",
+        "show_progress": "minimal",
+        "trigger_mode": "always_last",
+        "concurrency_id": name,
+        "concurrency_limit": 1,
+    }
+
+
 FAR = "Only files that are uploaded are taken, no addresses."
 
 

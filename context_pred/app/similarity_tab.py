@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
-from typing import Any
 
 import gradio as gr
 
@@ -13,7 +12,7 @@ from context_pred.errors import ContextPredError, ImageError, InvalidInputError
 
 from . import pieces
 from .album import Album
-from .parts import picture_piece, piece, sent, sent_point, sheet_piece, upload
+from .parts import in_turn, picture_piece, piece, sent, sent_point, sheet_piece, upload
 from .uploads import Limits, Photo, open_photo, open_upload
 
 OTHERS = 5
@@ -163,7 +162,7 @@ def similarity_tab(album: Album, limits: Limits) -> None:
         except ContextPredError as error:
             return view, "", pieces.sentence(str(error), wrong=True)
 
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+    quiet = in_turn("similarity")
     every = {"outputs": [state, picture, found, said], **quiet}
     field.upload(uploaded, [field, state, layer], **every)
     field.clear(uploaded, [field, state, layer], **every)

@@ -11,7 +11,8 @@ CSS = """
   --checkbox-border-color-focus: var(--cp-blue); --link-text-color: var(--cp-blue);
   font-family: var(--font); }
 .gradio-container.dark, .dark .gradio-container { --cp-blue: #56b4e9; --primary-600: #8ccdf2; }
-.gradio-container main { width: min(1176px, 100%); margin: 0 auto; }
+.gradio-container .app { max-width: 1240px !important; }
+.gradio-container main { width: 100%; }
 .gradio-container .html-container { padding: 0; }
 .gradio-container .row { column-gap: 24px; }
 [id$="-said"]:not(:has(.cp-sentence)) { display: none; }
@@ -97,8 +98,14 @@ CSS = """
   .gradio-container { --cp-row: 112px; }
   .gradio-container .app { padding-left: 14px; padding-right: 14px; }
   .cp-large { --cp-row: 150px; }
-  .cp-asked { max-width: none; }
-  .cp-asked > img { width: 96px; height: 96px; }
+  .cp-asked { display: contents; }
+  .cp-asked > img { width: 96px; height: 96px; margin: 0; }
+  .cp-asked > p, .cp-answer, .cp-scores { flex: 1 1 100%; margin: 0 !important; }
+  .cp-game { gap: 14px; }
+  .cp-board { order: 1; }
+  .cp-answer, .cp-game button.cp-next, .cp-scores, .cp-place { order: 2; }
+  .cp-answer p { margin: 0; }
+  .cp-answer:empty { display: none; }
 }
 """
 
