@@ -121,9 +121,9 @@ def serve(
         InvalidInputError: the port is taken (the message names a free one); or as ``build``.
     """
     need("gradio", WHAT, "app")
-    from .server import address, bound, run_until_stopped, server_of, temporary_folder
+    from .server import address, bound, run_until_stopped, server_of, sigterm_as_ctrl_c, temporary_folder
 
-    with bound(host, port) as taken, temporary_folder() as folder:
+    with bound(host, port) as taken, sigterm_as_ctrl_c(), temporary_folder() as folder:
         blocks = build(
             model,
             images=images,

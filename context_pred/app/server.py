@@ -8,6 +8,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,12 +114,29 @@ class NoErrands:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer 403, or pass on."""
         path = scope.get("path", "")
-        if "/proxy=" in path or ("/file=" in path and ":/" in path):
+        if "/proxy=" in path or "/file=http" in path:
             from starlette.responses import PlainTextResponse
 
             await PlainTextResponse("This server fetches nothing.", status_code=403)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C, so that what is temporary is removed then too; only the main thread can."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def address(taken: socket.socket) -> str:
@@ -130,25 +148,17 @@ def address(taken: socket.socket) -> str:
 
 
 def run_until_stopped(server: uvicorn.Server, taken: socket.socket, started: Callable[[], None]) -> None:
-    """Serve until Ctrl-C or SIGTERM, and come back from either."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+    """Serve until Ctrl-C, and come back from it."""
 
     def when_up() -> None:
         while not server.started and not server.should_exit:
-            waiting.wait(0.05)
+            time.sleep(0.05)
         if server.started:
             started()
 
-    waiting = threading.Event()
     threading.Thread(target=when_up, daemon=True).start()
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if main else None
     try:
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[taken])
     finally:
         server.should_exit = True
-        if main:
-            signal.signal(signal.SIGTERM, before)

@@ -14,6 +14,9 @@ from context_pred.errors import ImageError, InvalidInputError
 WORKING_SIDE = 1024
 """The longer side in px that the page works with; larger photographs are reduced to it."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "MPO")
+"""Pillow's names of what is taken. It opens more, some by running another program: EPS by Ghostscript."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -66,7 +69,8 @@ def open_upload(path: str | Path, limits: Limits) -> Photo:
     """Open what was uploaded.
 
     Raises:
-        ImageError: too large in bytes or pixels, too narrow, damaged, or no image; the message is for the page.
+        ImageError: too large in bytes or pixels, too narrow, damaged, of another format, or no image; the message is
+            for the page.
     """
     name = Path(path).name
     try:
@@ -95,6 +99,8 @@ def _opened(path: str | Path, name: str, limits: Limits) -> Image.Image:
         if isinstance(error.__cause__, Image.DecompressionBombError):
             raise ImageError(f"{name} has far too many pixels; {most}") from error
         raise
+    if header.format and header.format not in FORMATS:
+        raise ImageError(f"{name} is {header.format}; accepted are {', '.join(FORMATS)}.")
     width, height = header.width, header.height
     if width * height > limits.megapixels * 1e6:
         raise ImageError(f"{name} has {width:,}×{height:,} px; {most}")

@@ -67,6 +67,27 @@ def test_an_image_is_upright_rgb_and_reduced_and_remembers_its_size(tmp_path: Pa
     assert photo.image.getpixel((0, 0)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize("form", ["EPS", "PCX"])
+def test_a_format_that_photographs_do_not_have_is_not_opened(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "holiday.jpg", format=form)
+    monkeypatch.setattr("context_pred.app.uploads.open_image", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match=f"holiday.jpg is {form}; accepted are JPEG, PNG"):
+        open_upload(tmp_path / "holiday.jpg", LIMITS)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "GIF", "BMP", "PPM", "JPEG2000"])
+def test_the_formats_of_photographs_are_taken(tmp_path: Path, form: str) -> None:
+    if form == "HEIF":
+        pytest.importorskip("pillow_heif", reason="HEIC needs the extra heif").register_heif_opener()
+    try:
+        Image.new("RGB", (64, 48), (200, 30, 30)).save(tmp_path / "a.bin", format=form)
+    except (OSError, KeyError):
+        pytest.skip(f"this Pillow writes no {form}")
+    assert open_upload(tmp_path / "a.bin", LIMITS).size == (64, 48)
+
+
 @pytest.mark.parametrize("name", ["megabytes", "megapixels", "ratio", "files"])
 def test_limits_are_above_zero(name: str) -> None:
     with pytest.raises(InvalidInputError, match=name):
