@@ -31,7 +31,7 @@ from context_pred.errors import ImageError, InvalidInputError, storing
 from context_pred.extras import need
 from context_pred.weights_file import write_bytes
 
-from .photographs import Source, count, loaded, made, told, whole_number
+from .photographs import Source, check_seed, count, loaded, made, told, whole_number
 from .sheets import save_png, small, within
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _temporary(folder: Path) -> tempfile.TemporaryDirectory[str]:
 
 def _check(at_most: int, seed: int) -> None:
     whole_number("at_most", at_most, FEWEST, MOST)
-    whole_number("seed", seed, 0)
+    check_seed(seed)
     need("sklearn.manifold", "A map", "discover")
 
 

@@ -64,6 +64,7 @@ def opened(source: Source, *, at_most: int, seed: int = 0, progress: bool = Fals
         ImageError: none can be opened.
     """
     whole_number("at_most", at_most, most=MOST)
+    check_seed(seed)
     files = find_images(source)
     order = np.random.default_rng(seed).permutation(len(files)) if len(files) > at_most else range(len(files))
     kept: dict[int, tuple[Image.Image, tuple[int, int]]] = {}
@@ -116,6 +117,11 @@ def whole_number(name: str, value: object, least: int = 1, most: int | None = No
     accepted = f"from {least} up" if most is None else f"in {least:,} … {most:,}"
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
         raise InvalidInputError(f"{name}={value!r}; accepted: a whole number {accepted}.")
+
+
+def check_seed(seed: object) -> None:
+    """Raise InvalidInputError unless a seed is what NumPy, PyTorch and scikit-learn all take."""
+    whole_number("seed", seed, 0, 2**32 - 1)
 
 
 def told(skipped: dict[str, str]) -> str:

@@ -30,7 +30,7 @@ from context_pred.pretext import PretextResult, Tally
 from context_pred.weights_file import write_bytes
 
 from .dense import LONGEST
-from .photographs import Photographs, Source, count, loaded, made, opened, told, whole_number
+from .photographs import Photographs, Source, check_seed, count, loaded, made, opened, told
 from .sheets import save_png
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def run(
     """
     from .pretext_sheet import sheet_of
 
-    whole_number("seed", seed, 0)
+    check_seed(seed)
     asker = Asker.of(loaded(model), device)
     photographs = opened(images, at_most=at_most, seed=seed)
     folder = made(out)

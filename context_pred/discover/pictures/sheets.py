@@ -27,7 +27,8 @@ def sheet(width: int, height: int, title: str, line: str) -> tuple[Image.Image, 
 
 
 def fitted(text: str, width: float, size: int) -> str:
-    """Cut a text off where it would be wider than ``width`` px."""
+    """Cut a text off where it would be wider than ``width`` px; file names may hold bytes that are no text."""
+    text = text.encode("utf-8", "replace").decode()
     if font(size).getlength(text) <= width:
         return text
     while text and font(size).getlength(text + "…") > width:

@@ -51,3 +51,9 @@ def test_nothing_to_open(bomb: Path, tmp_path: Path) -> None:
     for wrong in (0, -1, 101, 2.0, True, None):
         with pytest.raises(InvalidInputError, match="at_most"):
             opened(bomb, at_most=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 0.5, None])
+def test_a_seed_that_no_generator_takes(folder: Path, seed: object) -> None:
+    with pytest.raises(InvalidInputError, match="seed="):
+        opened(folder, at_most=1, seed=seed)  # type: ignore[arg-type]
