@@ -42,14 +42,14 @@ def test_a_position_answers_to_its_place_in_a_resnet(model: ContextPredictionMod
     make = FeatureMaps.of(model, layer, side=8, finer=finer, device="cpu")
     rows, columns = (side // make.stride for side in make.size(128, 160))
     at = (rows // 2 - 0.5, columns // 2 + 0.5)
-    assert np.allclose(answered(make, *at, (128, 160)), at, atol=0.4)
+    assert np.allclose(answered(make, *at, (128, 160)), at, atol=0.25)
 
 
 @pytest.mark.parametrize("layer", ["feature2", "feature4"])
 def test_a_position_answers_to_its_place_in_contextnet(contextnet: ContextPredictionModel, layer: str) -> None:
     make = FeatureMaps.of(contextnet, layer, side=2, device="cpu")
     at = (6.5, 6.5)
-    assert np.allclose(answered(make, *at, (192, 192)), at, atol=0.4)
+    assert np.allclose(answered(make, *at, (192, 192)), at, atol=0.25)
 
 
 def test_fc6_has_a_whole_map_too(contextnet: ContextPredictionModel) -> None:
