@@ -12,7 +12,7 @@ from context_pred.errors import ContextPredError
 
 from . import pieces
 from .album import Album
-from .parts import in_turn, picture_piece, piece, sent, sent_point, sheet_piece, upload
+from .parts import in_turn, nothing_yet, offered, picture_piece, piece, sent, sent_point, sheet_piece, upload
 from .uploads import Limits, Photo, open_photo, open_upload
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ WHOLE, PATCH = "Whole images", "Patch at a point"
 
 LEAD = "Drop an image, and see which photographs of the collection lie nearest to it, by normalised correlation."
 POINT_HINT = "Click a point; or focus the picture, move the point with the arrow keys, and press Enter."
-NO_IMAGE = "Drop an image, or take one of the collection."
 NO_POINT = "Choose a point of the image: the patch around it is what is looked for."
 NO_INDEX = (
     "No collection is indexed. Start with a folder of images, context-pred serve IMAGES, or with an index, "
@@ -47,7 +46,7 @@ Shown = tuple[Query, tuple[str, ...], str, str, str]
 def look(album: Album, query: Query, by: str) -> Shown:
     """Find the neighbours of a query, by whole images or by the patch at its point."""
     if query.photo is None:
-        return query, (), "", pieces.empty(NO_IMAGE), ""
+        return query, (), "", nothing_yet(album), ""
     if by == WHOLE:
         matches = album.like(query.photo.image, SHOWN, but=query.path)
         picture = pieces.still(query.photo, hint=query.photo.name)
@@ -78,14 +77,9 @@ def neighbors_tab(album: Album, limits: Limits) -> None:
             said = piece(name="neighbors-said")
             by = gr.Radio(kinds, value=kinds[0], label="Compare", visible=len(kinds) > 1, elem_id="neighbors-by")
             picture = picture_piece("", name="neighbors-picture")
-            piece(pieces.text("Or one of the collection", "cp-title"), name="neighbors-title")
-            samples = sheet_piece(
-                pieces.sheet([pieces.tile_of(path) for path in album.samples], choose="Take"),
-                name="neighbors-samples",
-                small=True,
-            )
+            samples = offered(album, name="neighbors-samples")
         with gr.Column(scale=5, min_width=320):
-            found = sheet_piece(pieces.empty(NO_IMAGE), name="neighbors-found")
+            found = sheet_piece(nothing_yet(album), name="neighbors-found")
     outputs = [query, shown, picture, found, said]
 
     def seen(query: Query, by: str, make: Callable[[], Query]) -> Shown:

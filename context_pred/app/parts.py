@@ -9,6 +9,8 @@ import gradio as gr
 
 from context_pred.errors import InvalidInputError
 
+from . import pieces
+from .album import Album
 from .style import BOARD_JS, PICTURE_JS, SHEET_JS
 from .uploads import Limits
 
@@ -44,6 +46,20 @@ def picture_piece(value: str, *, name: str) -> Any:
 def sheet_piece(value: str = "", *, name: str, small: bool = False) -> Any:
     """Make a sheet of photographs: event ``choice``, with a number."""
     return piece(value, name=name, js=SHEET_JS, small=small)
+
+
+def offered(album: Album, *, name: str) -> Any:
+    """Offer photographs of the collection, if there are any: event ``choice``, with a number."""
+    if not album.samples:
+        return sheet_piece(name=name, small=True)
+    piece(pieces.text("Or one of the collection", "cp-title"), name=f"{name}-title")
+    tiles = [pieces.tile_of(path) for path in album.samples]
+    return sheet_piece(pieces.sheet(tiles, choose="Take"), name=name, small=True)
+
+
+def nothing_yet(album: Album) -> str:
+    """Say what to do where no image has been chosen."""
+    return pieces.empty("Drop an image, or take one of the collection." if album.samples else "Drop an image.")
 
 
 def board_piece(value: str, *, name: str) -> Any:

@@ -12,7 +12,7 @@ from context_pred.errors import ContextPredError, ImageError, InvalidInputError
 
 from . import pieces
 from .album import Album
-from .parts import in_turn, picture_piece, piece, sent, sent_point, sheet_piece, upload
+from .parts import in_turn, nothing_yet, offered, picture_piece, piece, sent, sent_point, upload
 from .uploads import Limits, Photo, open_photo, open_upload
 
 OTHERS = 5
@@ -23,7 +23,6 @@ LEAD = (
     "that of the point."
 )
 HINT = "Click a point; or focus the picture, move the point with the arrow keys, and press Enter."
-NO_IMAGE = "Drop an image, or take one of the collection."
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,6 @@ class View:
     Attributes:
         photo: The image.
         path: Its path where it is one of the collection.
-        given: The others that were uploaded, if any.
         others: What it is compared with.
         compared: The features.
         point: x and y as shares of the image's sides, or None.
@@ -41,7 +39,6 @@ class View:
 
     photo: Photo
     path: str | None
-    given: tuple[Photo, ...]
     others: tuple[Photo, ...]
     compared: Compared
     point: tuple[float, float] | None = None
@@ -60,10 +57,10 @@ def seen(
     point: tuple[float, float] | None = None,
 ) -> View:
     """Compute the features of an image and of others: those given, else its neighbours, else some of the collection."""
-    others = (given or _beside(album, photo, path))[:OTHERS]
+    others = given or _beside(album, photo, path)
     images = [one.image for one in others] or [_small(photo).image]  # an image alone is compared with itself
     compared = Compared.of(album.model, _small(photo).image, images, layer=layer, device=album.device)
-    return View(photo, path, given, others, compared, point)
+    return View(photo, path, others, compared, point)
 
 
 def maps(view: View) -> str:
@@ -87,17 +84,17 @@ def _small(photo: Photo) -> Photo:
 def _beside(album: Album, photo: Photo, path: str | None) -> tuple[Photo, ...]:
     near = [match.path for match in album.like(photo.image, OTHERS, but=path)]
     found = []
-    for one in near or [sample for sample in album.samples if sample != path]:
+    for one in (near or [sample for sample in album.samples if sample != path])[:OTHERS]:
         with contextlib.suppress(ImageError):
             found.append(_small(open_photo(one)))
     return tuple(found)
 
 
-def shown(view: View | None, error: ContextPredError | None = None) -> Shown:
+def shown(album: Album, view: View | None, error: ContextPredError | None = None) -> Shown:
     """Draw a view, or say what is wrong."""
     said = "" if error is None else pieces.sentence(str(error), wrong=True)
     if view is None:
-        return None, pieces.empty(NO_IMAGE), "", said
+        return None, nothing_yet(album), "", said
     return view, pieces.picture(view.photo, view.point, hint=HINT), maps(view), said
 
 
@@ -110,50 +107,41 @@ def similarity_tab(album: Album, limits: Limits) -> None:
         with gr.Column(scale=2, min_width=300):
             field = upload("An image", limits, name="similarity-upload")
             said = piece(name="similarity-said")
-            piece(pieces.text("Or one of the collection", "cp-title"), name="similarity-title")
-            samples = sheet_piece(
-                pieces.sheet([pieces.tile_of(path) for path in album.samples], choose="Take"),
-                name="similarity-samples",
-                small=True,
-            )
+            samples = offered(album, name="similarity-samples")
             layer = gr.Radio(layers, value=LAYER, label="Layer", elem_id="similarity-layer")
             more = upload("Others to look in", limits, name="similarity-others", several=True)
         with gr.Column(scale=5, min_width=320):
-            picture = picture_piece(pieces.empty(NO_IMAGE), name="similarity-picture")
+            picture = picture_piece(nothing_yet(album), name="similarity-picture")
             found = piece(name="similarity-found", large=True)
 
-    def uploaded(path: str | None, view: View | None, layer: str) -> Shown:
-        try:
-            given = view.given if view else ()
-            return shown(seen(album, open_upload(path, limits), None, given, layer) if path else None)
-        except ContextPredError as error:
-            return shown(None, error)
+    def beside(paths: list[str] | None) -> tuple[Photo, ...]:
+        """Open the others that were uploaded."""
+        if len(paths or ()) > limits.files:
+            raise InvalidInputError(f"{len(paths or ())} files; accepted are {limits.files} at once.")
+        return tuple(_small(open_upload(path, limits)) for path in paths or ())
 
-    def sample(view: View | None, layer: str, event: gr.EventData) -> Shown:
+    def uploaded(path: str | None, others: list[str] | None, layer: str) -> Shown:
+        try:
+            view = seen(album, open_upload(path, limits), None, beside(others), layer) if path else None
+            return shown(album, view)
+        except ContextPredError as error:
+            return shown(album, None, error)
+
+    def sample(others: list[str] | None, view: View | None, layer: str, event: gr.EventData) -> Shown:
         try:
             path = album.samples[sent(event, "number", len(album.samples))]
-            return shown(seen(album, open_photo(path), path, view.given if view else (), layer))
+            return shown(album, seen(album, open_photo(path), path, beside(others), layer))
         except ContextPredError as error:
-            return shown(view, error)
+            return shown(album, view, error)
 
-    def others(paths: list[str] | None, view: View | None, layer: str) -> Shown:
-        if view is None:
-            return shown(None, InvalidInputError("Choose the image first, then the others to look in."))
+    def compared(others: list[str] | None, view: View | None, layer: str) -> Shown:
         try:
-            if len(paths or ()) > limits.files:
-                raise InvalidInputError(f"{len(paths or ())} files; accepted are {limits.files} at once.")
-            given = tuple(_small(open_upload(path, limits)) for path in paths or ())
-            return shown(seen(album, view.photo, view.path, given, layer, view.point))
+            given = beside(others)
+            if view is None:
+                return shown(album, None)
+            return shown(album, seen(album, view.photo, view.path, given, layer, view.point))
         except ContextPredError as error:
-            return shown(view, error)
-
-    def layered(view: View | None, layer: str) -> Shown:
-        if view is None:
-            return shown(None)
-        try:
-            return shown(seen(album, view.photo, view.path, view.given, layer, view.point))
-        except ContextPredError as error:
-            return shown(view, error)
+            return shown(album, view, error)
 
     def pointed(view: View | None, event: gr.EventData) -> tuple[View | None, str, str]:
         try:
@@ -164,10 +152,9 @@ def similarity_tab(album: Album, limits: Limits) -> None:
 
     quiet = in_turn("similarity")
     every = {"outputs": [state, picture, found, said], **quiet}
-    field.upload(uploaded, [field, state, layer], **every)
-    field.clear(uploaded, [field, state, layer], **every)
-    samples.choice(sample, [state, layer], **every)
-    more.upload(others, [more, state, layer], **every)
-    more.clear(others, [more, state, layer], **every)
-    layer.change(layered, [state, layer], **every)
+    for event in (field.upload, field.clear):
+        event(uploaded, [field, more, layer], **every)
+    samples.choice(sample, [more, state, layer], **every)
+    for event in (more.upload, more.delete, more.clear, layer.change):
+        event(compared, [more, state, layer], **every)
     picture.point(pointed, state, [state, found, said], **quiet)
