@@ -66,8 +66,8 @@ def build(
         The page; ``launch()`` starts it, on a Space too.
 
     Raises:
-        InvalidInputError: Gradio or faiss is not installed (the message says how), no images, an index that is
-            damaged or was made with another model.
+        InvalidInputError: Gradio is not installed (the message says how), no images, ``patches`` without them, an
+            index that is damaged or was made with another model.
         UnknownNameError: no such model.
     """
     need("gradio", WHAT, "app")
@@ -77,6 +77,8 @@ def build(
     from .album import Album
     from .page import page
 
+    if patches and (index or images is None):
+        raise InvalidInputError("patches=True (--patches) indexes the patches of images: give images, and no index.")
     place = find_device(device)
     loaded = _loaded(model).to(place)
     given = [index] if isinstance(index, (str, Path, NeighborIndex)) else list(index)

@@ -244,6 +244,24 @@ def test_building_leaves_the_model_as_it_is(tiny: ContextPredictionModel) -> Non
         tiny.eval()
 
 
+@pytest.mark.parametrize("options", [{}, {"index": "photos.index", "images": "photos"}])
+def test_patches_are_those_of_images(tiny: ContextPredictionModel, options: dict[str, str]) -> None:
+    with pytest.raises(InvalidInputError, match="give images, and no index"):
+        app.build(tiny, patches=True, **options)  # type: ignore[arg-type]
+
+
+def test_a_space_launches_it_itself(tiny: ContextPredictionModel, collection: Path) -> None:
+    page = app.build(tiny, images=collection, device="cpu")
+    page.launch(prevent_thread_lock=True, quiet=True, inbrowser=False, max_file_size=1000, enable_monitoring=False)
+    try:
+        url = str(page.local_url).rstrip("/")
+        assert status(f"{url}/") == 200
+        assert status(f"{url}/gradio_api/file=/etc/passwd") == 403
+        assert uploaded(url, bytes(2000))[0] == 413
+    finally:
+        page.close(verbose=False)
+
+
 def test_without_gradio_the_error_names_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(InvalidInputError, match=r'pip install "context-pred\[app\]"'):
