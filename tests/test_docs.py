@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = (ROOT / "docs", ROOT / "docs" / "evaluating")
+FOLDERS = (ROOT / "docs", ROOT / "docs" / "discovering", ROOT / "docs" / "evaluating")
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(p for folder in FOLDERS for p in folder.glob("*.md"))])
 LANGUAGES = {"python", "sh", "text"}
 INSTALLS = re.compile(r"^(\S*pip install|python3 -m venv|\.venv/bin/pip|\.ci/run)\b")
