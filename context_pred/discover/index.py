@@ -206,7 +206,7 @@ class NeighborIndex:
             f"{settings.get('model')}, {settings.get('layer')}, {settings.get('pool')}" if "model" in settings else ""
         )
         coded = sum(len(part) for part in self._parts if part.codes is not None)
-        return f"{len(self):,} vectors of {len(self.paths):,} images{what}; {coded:,} of them in inverted files"
+        return f"{len(self):,} vectors of {len(self.paths):,} image{'s'[: len(self.paths) != 1]}{what}; {coded:,} of them in inverted files"
 
     @property
     def errors(self) -> dict[str, str]:
