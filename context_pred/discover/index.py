@@ -206,7 +206,8 @@ class NeighborIndex:
             f"{settings.get('model')}, {settings.get('layer')}, {settings.get('pool')}" if "model" in settings else ""
         )
         coded = sum(len(part) for part in self._parts if part.codes is not None)
-        return f"{len(self):,} vectors of {len(self.paths):,} image{'s'[: len(self.paths) != 1]}{what}; {coded:,} of them in inverted files"
+        images = f"{len(self.paths):,} image{'' if len(self.paths) == 1 else 's'}{what}"
+        return f"{len(self):,} vectors of {images}; {coded:,} of them in inverted files"
 
     @property
     def errors(self) -> dict[str, str]:
