@@ -131,15 +131,21 @@ def duration(seconds: float) -> str:
     return f"{SPACE}".join(f"{number}{SPACE}{unit}" for number, unit in parts[first : first + 2] if number)
 
 
-def page(title: str, body: Markup) -> str:
-    """Frame a page that needs nothing but itself: one style sheet inside, light and dark as the reader's system is."""
+def page(title: str, body: Markup, style: str = "") -> str:
+    """Frame a page that needs nothing but itself: one style sheet inside, light and dark as the reader's system is.
+
+    Args:
+        title: Of the page.
+        body: Its content.
+        style: Rules of its own, after those that all pages share.
+    """
     head = element(
         "head",
         element("meta", charset="utf-8"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", title),
-        element("style", Markup(STYLE)),
+        element("style", Markup(STYLE + style)),
     )
     return f"<!DOCTYPE html>\n{element('html', head, element('body', body), lang='en')}\n"
 

@@ -12,7 +12,7 @@ import click
 from context_pred import __version__
 from context_pred.errors import StoppedError
 
-from .discover import neighbors, picture, serve
+from .discover import discover, neighbors, picture, serve
 from .options import (
     Group,
     batch_option,
@@ -260,5 +260,5 @@ def _pairs(settings: tuple[str, ...], accepted: str, as_in: str) -> dict[str, st
     return parsed
 
 
-for command in (neighbors, picture, serve, zoo):
+for command in (discover, neighbors, picture, serve, zoo):
     main.add_command(command)

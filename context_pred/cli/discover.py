@@ -53,6 +53,49 @@ def _number_or_all(value: str) -> int | None:
     return int(value)
 
 
+@click.command(epilog=example("context-pred discover photos/ --out discovered"))
+@click.argument("images")
+@click.option("--out", required=True, metavar="DIR", help="The folder to write index.html and clusters.json into.")
+@model_option
+@click.option("--layer", default="feature3", show_default=True, help="The layer to compare.")
+@click.option("--pool", default="quarters", show_default=True, help="Of a patch: gap, quarters or none.")
+@click.option("--side", "sides", type=float, multiple=True, metavar="N", help="The photographs' shorter side in "
+              "patches; repeated, a scale each.  [default: 4, 6, 9]")  # fmt: skip
+@click.option("--constellations", default=16_384, show_default=True, metavar="N", help="Drawn at random.")
+@click.option("--photographs", default=100, show_default=True, metavar="N", help="Strongest matches to verify.")
+@click.option("--members", default=10, show_default=True, metavar="N", help="Of a cluster: the best verified.")
+@click.option("--least", default=5, show_default=True, metavar="N", help="Verified photographs that a cluster needs.")
+@click.option("--fresh", default=0.8, show_default=True, metavar="SHARE", help="Of a cluster's photographs that must "
+              "be new for it to be taken; the paper: 0, which is one photograph.")  # fmt: skip
+@click.option("--clusters", default=100, show_default=True, metavar="N", help="Taken at most; the paper: 1000.")
+@click.option("--labels", default=None, metavar="WHAT", help="To judge by: folders, a list (path, label), or a folder "
+              "of VOC's annotations.")  # fmt: skip
+@click.option("--label-column", default=1, show_default=True, metavar="N", help="Of a list, after the path.")
+@click.option("--only", default=None, metavar="A,B,…", help="Take only photographs with one of these labels.")
+@click.option("--centered/--uncentered", default=True, show_default=True,
+              help="Subtract the collection's mean feature; the paper does not.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw.")
+@workers_option
+@device_option
+@click.option("--overwrite", is_flag=True, help="Replace what another discovery left in OUT.")
+@progress_option
+def discover(images: str, **options: Any) -> None:
+    """Find what recurs in IMAGES, without labels: objects, ranked, on a page.
+
+    A run that was stopped goes on when the same command is given again.
+    """
+    from context_pred.discover import objects
+    from context_pred.discover.mining import Search
+
+    def taken(*names: str) -> dict[str, Any]:
+        return {name: options.pop(name) for name in names}
+
+    search = Search(**taken("constellations", "photographs", "centered", "seed"))
+    selection = objects.Selection(**taken("members", "least", "fresh", "clusters"))
+    names = [name.strip() for name in (options.pop("only") or "").split(",") if name.strip()]
+    click.echo(objects.run(images, search=search, selection=selection, label_only=names, **options))
+
+
 @click.command(epilog=example("context-pred serve photos/"))
 @click.argument("images", nargs=-1)
 @click.option("--index", multiple=True, metavar="DIR", help="An index made before, searched instead of IMAGES; twice: "

@@ -28,9 +28,10 @@ from context_pred.extract.network import Network, find_device
 from context_pred.extract.work import differences
 from context_pred.geometry import scaled
 
+from .grid import PatchGrid, usual_grid
 from .index_folder import MANIFEST, Manifest, Source, begin, commit, locked, open_parts, search_parts
 from .index_source import check_model, extracted, loaded, new_files, remove_extracted, settings_of
-from .patches import PatchGrid, features_of, network_of, normalized, usual_grid
+from .patches import features_of, network_of, normalized
 from .search import EXACT_ROWS, FEWEST_CODED, PROBES, Floats, Rows, best_of_groups
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from context_pred import extract
 from context_pred.errors import ImageError, InvalidInputError
 from context_pred.extract.work import digest_of_files
 
+from .grid import PatchGrid
 from .index_folder import ADDING, Source
-from .patches import PatchGrid, extract_patches
+from .patches import extract_patches
 
 if TYPE_CHECKING:
     from context_pred.model import ContextPredictionModel

@@ -21,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
 from context_pred.data.files import find_images
 from context_pred.data.images import open_image
-from context_pred.errors import ImageError, InvalidInputError
+from context_pred.errors import ImageError, InvalidInputError, unknown
 from context_pred.extract import weights_digest
 from context_pred.extract.loading import usual_workers
 from context_pred.extract.network import Network, find_device
@@ -43,98 +44,18 @@ from context_pred.extract.storage import (
 from context_pred.extract.work import differences, digest_of_files
 from context_pred.geometry import scaled
 
+from .grid import Floats, PatchGrid, usual_grid
+
 if TYPE_CHECKING:
     from context_pred.model import ContextPredictionModel
 
-SIDES = (4.0, 5.0, 6.3)
-"""A photograph's shorter side in patches, a scale each; the recipes of the zoo train on squares of three patches."""
+LAYER = "feature3"
+POOLS = ("gap", "quarters", "none")
+POOL = "quarters"
 
-STEP = 0.5
-LAYER = "feature4"
-
-Floats = NDArray[np.float32]
 
 _LONGEST = 16  # longer side over shorter side; of more, a panorama's middle is taken
 _AT_ONCE = 256  # patches
-
-
-@dataclass(frozen=True)
-class PatchGrid:
-    """Where patches lie in a photograph.
-
-    At each scale the photograph is resized until its shorter side is so many patches long; patches then lie in rows,
-    from the left and the top, whole ones only.
-
-    Args:
-        patch: Side in px.
-        sides: The photograph's shorter side in patches, a scale each.
-        step: From one patch to the next, in patches; 1 / step is whole, so that patches that touch are in the grid.
-
-    Raises:
-        InvalidInputError: a number out of its range.
-    """
-
-    patch: int
-    sides: tuple[float, ...] = SIDES
-    step: float = STEP
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        object.__setattr__(self, "sides", tuple(float(side) for side in self.sides))
-        if self.patch < 2:
-            raise InvalidInputError(f"patch={self.patch}; accepted: a side of 2 px or more.")
-        if not self.sides or min(self.sides) < 1:
-            raise InvalidInputError(f"sides={self.sides}; accepted: one scale or more, each 1 patch or more.")
-        if (
-            not 0 < self.step <= 1
-            or abs(1 / self.step - self.touching) > 1e-6
-            or self.stride * self.touching != self.patch
-        ):
-            raise InvalidInputError(
-                f"step={self.step:g} of a patch of {self.patch} px; accepted: 1, 1/2, 1/3, … where that is whole px."
-            )
-
-    @property
-    def touching(self) -> int:
-        """How many steps it is from a patch to the one that touches it."""
-        return round(1 / self.step)
-
-    @property
-    def stride(self) -> int:
-        """The step in px."""
-        return round(self.patch * self.step)
-
-    def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Return the (height, width) in px that a photograph of this size is brought to, a scale each."""
-        found = []
-        for side in self.sides:
-            scale = round(side * self.patch) / min(height, width)
-            found.append((max(round(height * scale), self.patch), max(round(width * scale), self.patch)))
-        return found
-
-    def cells(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Return (rows, columns) of patches in a photograph of this size, a scale each."""
-        return [tuple((side - self.patch) // self.stride + 1 for side in size) for size in self.sizes(height, width)]  # type: ignore[misc]
-
-    def boxes(self, height: int, width: int) -> Floats:
-        """Return where the patches lie, (n, 4): x1, y1, x2, y2 in px of a photograph of this size; row by row."""
-        found = []
-        for (tall, wide), (rows, columns) in zip(self.sizes(height, width), self.cells(height, width), strict=True):
-            corners = _corners(rows, columns, self.stride)
-            scale = np.array([width / wide, height / tall] * 2)
-            found.append(np.concatenate([corners, corners + self.patch], 1) * scale)
-        return np.concatenate(found).astype(np.float32)
-
-
-def _corners(rows: int, columns: int, stride: int) -> NDArray[np.int64]:
-    """Upper left corners, (rows × columns, 2): x, y; row by row."""
-    y, x = np.mgrid[:rows, :columns] * stride
-    return np.stack([x.ravel(), y.ravel()], 1)
-
-
-def usual_grid(model: ContextPredictionModel) -> PatchGrid:
-    """Return the grid of the patches that a model was trained with."""
-    return PatchGrid(model.patch_sampler.patch)
 
 
 def normalized(rows: NDArray[Any]) -> Floats:
@@ -150,15 +71,27 @@ def normalized(rows: NDArray[Any]) -> Floats:
     return torch.nn.functional.normalize(vectors - vectors.mean(1, keepdim=True), dim=1).numpy()
 
 
+class _Quarters(Network):
+    """The mean over each quarter of a patch: a little of how it is laid out, for four times the numbers of its mean."""
+
+    def __call__(self, pixels: Tensor) -> dict[str, NDArray[np.floating]]:
+        maps = super().__call__(pixels)
+        return {layer: adaptive_avg_pool2d(torch.from_numpy(one), 2).numpy() for layer, one in maps.items()}
+
+
 def network_of(
     model: ContextPredictionModel, layer: str = LAYER, pool: str = "gap", device: str | torch.device = "auto"
 ) -> Network:
-    """Return a private copy of the model's backbone, laid out for speed, that gives one layer."""
-    if pool not in ("gap", "none"):
-        raise InvalidInputError(f"pool={pool!r} of a patch; accepted: gap (the mean) or none (every cell).")
-    return Network(
-        model.backbone, model.transform, model.backbone.chosen((layer,)), pool, find_device(device), "float32"
-    )
+    """Return a private copy of the model's backbone, laid out for speed, that gives one layer pooled over a patch.
+
+    Raises:
+        UnknownNameError: an unknown layer or pooling.
+    """
+    if pool not in POOLS:
+        raise unknown("pooling of a patch", pool, POOLS)
+    layers, place = model.backbone.chosen((layer,)), find_device(device)
+    kind = _Quarters if pool == "quarters" else Network
+    return kind(model.backbone, model.transform, layers, "gap" if pool == "gap" else "none", place, "float32")
 
 
 def patch_features(
@@ -178,7 +111,8 @@ def patch_features(
         image: The photograph, RGB.
         grid: Where its patches lie.
         layer: The layer.
-        pool: "gap": the mean over the patch, (n, C); "none": every cell, flattened.
+        pool: "gap": the mean over the patch, (n, C); "quarters": over each of its quarters, (n, 4 C); "none": every
+            cell, flattened.
         device: Where to compute.
         network: What ``network_of`` made of the same arguments, so that it is made once.
 

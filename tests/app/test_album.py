@@ -9,8 +9,8 @@ import torch
 
 from context_pred.app.album import SAMPLES, Album
 from context_pred.app.uploads import open_photo
+from context_pred.discover.grid import PatchGrid
 from context_pred.discover.index import NeighborIndex
-from context_pred.discover.patches import PatchGrid
 from context_pred.errors import InvalidInputError
 from context_pred.model import ContextPredictionModel
 

@@ -17,8 +17,9 @@ from PIL import Image
 from context_pred.card import Card
 from context_pred.discover import index as module
 from context_pred.discover import index_folder
+from context_pred.discover.grid import PatchGrid
 from context_pred.discover.index import NeighborIndex
-from context_pred.discover.patches import PatchGrid, normalized, patch_features
+from context_pred.discover.patches import normalized, patch_features
 from context_pred.errors import ContextPredError, ImageError, InvalidInputError, StorageError, UnknownNameError
 from context_pred.extract.network import Network
 from context_pred.model import ContextPredictionModel

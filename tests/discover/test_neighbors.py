@@ -21,9 +21,10 @@ from PIL import Image
 from context_pred.card import Card
 from context_pred.cli import main
 from context_pred.discover import neighbors
+from context_pred.discover.grid import PatchGrid
 from context_pred.discover.index import Match, NeighborIndex
 from context_pred.discover.neighbors_sheet import tile
-from context_pred.discover.patches import PatchGrid, normalized, patch_features
+from context_pred.discover.patches import normalized, patch_features
 from context_pred.errors import ContextPredError, ImageError, InvalidInputError, StorageError, UnknownNameError
 from context_pred.model import ContextPredictionModel
 
