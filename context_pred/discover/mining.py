@@ -6,6 +6,7 @@ Source: Doersch, Gupta, Efros, ICCV 2015, section 4.4 ("Visual Data Mining"); ME
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -145,7 +146,7 @@ def _is_there(part: Path) -> bool:
     try:
         with np.load(part) as stored:
             return {field.name for field in fields(Matches)} <= set(stored.files)
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return False
 
 

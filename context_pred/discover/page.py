@@ -70,15 +70,15 @@ def _small(path: str) -> tuple[Image.Image, float]:
 
 
 def _drawn(member: Member) -> Image.Image:
-    """Draw the four matched patches where they lie, each in the colour of its corner, rimmed dark to stand out."""
+    """Draw the four matched patches where they lie, each in the colour of its corner, with a dark rim."""
     image, scale = _small(member.path)
     image = image.copy()
     pen = ImageDraw.Draw(image)
     for box, color in zip(member.boxes, COLORS, strict=False):
         x1, y1, x2, y2 = (round(value * scale) for value in box)
         if x2 > x1 and y2 > y1:
-            pen.rectangle((x1, y1, x2 - 1, y2 - 1), outline=(0, 0, 0), width=4)
-            pen.rectangle((x1 + 1, y1 + 1, x2 - 2, y2 - 2), outline=color, width=2)
+            pen.rectangle((x1, y1, x2 - 1, y2 - 1), outline=color, width=4)
+            pen.rectangle((x1 - 1, y1 - 1, x2, y2), outline=(0, 0, 0))
     return image
 
 
@@ -164,7 +164,7 @@ def _curve(curve: Curve | None) -> Markup:
     label = f"Purity over coverage of {len(curve.coverage)} clusters"
     drawing = element(
         "svg", ticks, element("polyline", points=line, class_="line a"),
-        element("text", "coverage", x=250, y=266, text_anchor="middle"), element("text", "purity", x=8, y=14),
+        element("text", "coverage", x=250, y=266, text_anchor="middle"), element("text", "purity", x=50, y=12),
         viewBox="0 0 480 270", role="img", aria_label=label,
     )  # fmt: skip
     said = (
@@ -195,6 +195,7 @@ h2 small { font-size:.9rem; font-weight:400; color:var(--soft); }
   object-fit:cover; border-radius:4px; display:block; background:var(--card); }
 .row figcaption { font-size:.78rem; font-variant-numeric:tabular-nums; overflow:hidden; text-overflow:ellipsis;
   white-space:nowrap; } .row a:focus-visible img, .row:focus-visible { outline:3px solid var(--a); outline-offset:2px; }
-.key span { margin-right:1rem; white-space:nowrap; font-size:.9rem; } .key i { display:inline-block; width:.8em;
+.key { display:flex; flex-wrap:wrap; gap:.1rem 1.1rem; }
+.key span { white-space:nowrap; font-size:.9rem; } .key i { display:inline-block; width:.8em;
   height:.8em; border-radius:2px; border:1px solid #000; } .curve { max-width:560px; }
 """
