@@ -11,10 +11,13 @@ that some cluster among the first twenty shows with a purity of .8 or more.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from context_pred.discover import objects
 
 CLASSES = {
     "apple": ("food/fruit/apple_*.png",),
@@ -56,3 +59,35 @@ def compose(stamps: Path, photographs: Path, out: Path, pastes: int, share: floa
             at = tuple(int(generator.integers(0, w - c + 1)) for w, c in zip(photo.size, size, strict=True))
             photo.paste(small := cut_out.resize(size, Image.Resampling.LANCZOS), at, small)
             photo.save(out / name / f"{k:02d}.jpg", quality=92)
+
+
+def main() -> None:
+    """Compose, discover, print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stamps", type=Path, help="tuxpaint's folder of stamps")
+    parser.add_argument("photographs", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default="resnet18_1xb64-coslr-300k")
+    parser.add_argument("--pastes", type=int, default=20, help="of each class")
+    parser.add_argument("--share", type=float, default=0.5, help="a cut-out's longer side, in shorter sides")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if not (args.out / "composed").exists():
+        compose(args.stamps, args.photographs, args.out / "composed", args.pastes, args.share, args.seed)
+    found = objects.run(
+        args.out / "composed",
+        out=args.out / "discovered",
+        model=args.model,
+        labels="folders",
+        selection=objects.Selection(clusters=20),
+        search=objects.Search(seed=args.seed),
+    )
+    print(found)
+    for rank, cluster in enumerate(found.clusters, 1):
+        print(f"{rank:3d} {cluster.label:12s} purity {cluster.purity:.2f}, {cluster.verified} verified")
+    pure = {cluster.label for cluster in found.clusters if (cluster.purity or 0) >= 0.8}
+    print(f"{len(pure)} of {len(CLASSES)} planted classes in the first 20 clusters with purity >= .8: {sorted(pure)}")
+
+
+if __name__ == "__main__":
+    main()

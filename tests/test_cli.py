@@ -41,7 +41,18 @@ def test_the_commands_are_the_promised_ones() -> None:
     names = {" ".join(path) for path in COMMANDS}
     zoo = {"zoo pull", "zoo verify", "zoo convert", "zoo results"}
     picture = {"picture features", "picture pretext", "picture map", "picture similarity"}
-    assert names == {"models", "extract", "neighbors", "serve", "pretrain", "audit", "evaluate", *picture, *zoo}
+    assert names == {
+        "models",
+        "extract",
+        "neighbors",
+        "discover",
+        "serve",
+        "pretrain",
+        "audit",
+        "evaluate",
+        *picture,
+        *zoo,
+    }
 
 
 def test_version() -> None:
