@@ -68,9 +68,11 @@ def shown(one: dict[str, Any] | None, asked: dict[str, str]) -> str:
 
 
 def draw(tables: dict[str, Any], rows: list[str], single: dict[str, Any], metric: str, title: str, out: Path) -> None:
-    """Draw lines over the rows; results of one row alone as dashed lines."""
-    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    """Draw lines over layers, bars over classes; results of one row alone as dashed lines."""
+    layers = all(row.startswith("feature") for row in rows)
+    figure = Figure(figsize=(5.6 if layers else max(5.6, 0.75 * len(rows)), 3.8), layout="constrained")
     panel = figure.subplots()
+    width = 0.8 / len(tables)
     for number, (name, table) in enumerate(tables.items()):
         color = tuple(value / 255 for value in COLORS[number % len(COLORS)])
         if name in single and rows != ["all"]:
@@ -79,9 +81,13 @@ def draw(tables: dict[str, Any], rows: list[str], single: dict[str, Any], metric
         mine = [row for row in rows if row in table]
         values = [100 * table[row]["value"] for row in mine]
         spreads = [100 * (table[row]["spread"] or 0) for row in mine]
-        panel.errorbar([rows.index(row) for row in mine], values, yerr=spreads, fmt="o-", color=color, ms=4, capsize=3,
-                       label=name)  # fmt: skip
-    panel.set_xticks(range(len(rows)), rows)
+        places = [rows.index(row) for row in mine]
+        if layers:
+            panel.errorbar(places, values, yerr=spreads, fmt="o-", color=color, ms=4, capsize=3, label=name)
+        else:
+            left = [place + (number - (len(tables) - 1) / 2) * width for place in places]
+            panel.bar(left, values, width, yerr=spreads if any(spreads) else None, color=color, capsize=3, label=name)
+    panel.set_xticks(range(len(rows)), rows, rotation=30 if len(rows) > 6 else 0)
     panel.set_ylabel(f"{metric} %")
     panel.set_ylim(bottom=0)
     panel.grid(alpha=0.25)
