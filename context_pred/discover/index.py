@@ -30,8 +30,8 @@ from context_pred.geometry import scaled
 
 from .grid import PatchGrid, usual_grid
 from .index_folder import MANIFEST, Manifest, Source, begin, commit, locked, open_parts, search_parts
-from .index_source import check_model, extracted, loaded, new_files, remove_extracted, settings_of
-from .patches import features_of, network_of, normalized
+from .index_source import check_model, extracted, new_files, remove_extracted, settings_of
+from .patches import features_of, loaded, network_of, normalized
 from .search import EXACT_ROWS, FEWEST_CODED, PROBES, Floats, Rows, best_of_groups
 
 if TYPE_CHECKING:
@@ -203,9 +203,7 @@ class NeighborIndex:
     def __str__(self) -> str:
         """Say what it is."""
         settings = self.settings
-        what = (
-            f"{settings.get('model')}, {settings.get('layer')}, {settings.get('pool')}" if "model" in settings else ""
-        )
+        what = f" ({settings['model']}, {settings['layer']}, {settings['pool']})" if "model" in settings else ""
         coded = sum(len(part) for part in self._parts if part.codes is not None)
         images = f"{len(self.paths):,} image{'' if len(self.paths) == 1 else 's'}{what}"
         return f"{len(self):,} vectors of {images}; {coded:,} of them in inverted files"

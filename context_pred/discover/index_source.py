@@ -25,15 +25,6 @@ if TYPE_CHECKING:
     from context_pred.model import ContextPredictionModel
 
 
-def loaded(model: ContextPredictionModel | str | Path) -> ContextPredictionModel:
-    """Return the model, or load the one of that name or path."""
-    if isinstance(model, str | os.PathLike):
-        from context_pred.zoo import load_pretrained
-
-        return load_pretrained(str(model))
-    return model
-
-
 def settings_of(
     model: ContextPredictionModel, layer: str, pool: str, grid: PatchGrid | None, kind: str
 ) -> dict[str, Any]:

@@ -30,9 +30,8 @@ from context_pred.pictures import save_png
 
 from .grid import PatchGrid
 from .index import Match, NeighborIndex
-from .index_source import loaded
 from .neighbors_sheet import CAPTION, MARGIN, SPACE, TILE, page_of, sheet
-from .patches import cut_all, features_of, network_of
+from .patches import cut_all, features_of, loaded, network_of
 
 if TYPE_CHECKING:
     from context_pred.model import ContextPredictionModel

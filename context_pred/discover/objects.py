@@ -25,7 +25,7 @@ from .constellations import cover, fit_squares, ranking
 from .grid import usual_grid
 from .labels import Labels, only, read_labels
 from .mining import Matches, Search, match
-from .patches import LAYER, POOL, Patches, extract_patches
+from .patches import LAYER, POOL, Patches, extract_patches, loaded
 from .purity import Curve, curve, purity
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def run(
         StorageError: ``out`` cannot be written to; what was computed is kept.
     """
     folder = Path(out)
-    model = _loaded(model)
+    model = loaded(model)
     if label_only:
         images = _with_labels(images, labels, label_column, label_only)
     grid = usual_grid(model)
@@ -296,11 +296,3 @@ def _claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
     with storing(note):
         folder.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-
-
-def _loaded(model: ContextPredictionModel | str | Path) -> ContextPredictionModel:
-    if isinstance(model, str | Path):
-        from context_pred.zoo import load_pretrained
-
-        return load_pretrained(model)
-    return model

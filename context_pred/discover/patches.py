@@ -8,6 +8,7 @@ every half patch, so that each has touching neighbours.
 from __future__ import annotations
 
 import json
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,6 +57,15 @@ POOL = "quarters"
 
 _LONGEST = 16  # longer side over shorter side; of more, a panorama's middle is taken
 _AT_ONCE = 256  # patches
+
+
+def loaded(model: ContextPredictionModel | str | Path) -> ContextPredictionModel:
+    """Return the model, or load the one of that name or path."""
+    if isinstance(model, str | os.PathLike):
+        from context_pred.zoo import load_pretrained
+
+        return load_pretrained(str(model))
+    return model
 
 
 def normalized(rows: NDArray[Any]) -> Floats:

@@ -471,3 +471,7 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     NeighborIndex.of(mapped[:1000], out=tmp_path / "small").search(mapped[:9], 3)
     assert growth(lambda: NeighborIndex.of(mapped, out=tmp_path / "index", kind="exact")) < 60  # of 205 MB of vectors
     assert growth(lambda: NeighborIndex.load(tmp_path / "index").search(mapped[:1000], 3)) < 120
+
+
+def test_an_index_says_what_it_is(index: NeighborIndex) -> None:
+    assert str(index) == "6 vectors of 6 images (tiny-input, feature2, gap); 0 of them in inverted files"

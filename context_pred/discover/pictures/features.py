@@ -20,11 +20,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from context_pred.backbones import LAYERS
+from context_pred.discover.patches import loaded
 from context_pred.errors import InvalidInputError
 from context_pred.pictures import INK, font
 
 from .dense import FeatureMaps
-from .photographs import Photographs, Source, count, loaded, made, opened, told
+from .photographs import Photographs, Source, count, made, opened, told
 from .sheets import GRAY, HEADING, MARGIN, SPACE, fitted, save_png, sheet, small, within
 
 if TYPE_CHECKING:

@@ -27,11 +27,12 @@ from PIL import Image
 from context_pred import extract
 from context_pred.data.files import find_images
 from context_pred.data.images import open_image
+from context_pred.discover.patches import loaded
 from context_pred.errors import ImageError, InvalidInputError, storing
 from context_pred.extras import need
 from context_pred.weights_file import write_bytes
 
-from .photographs import Source, check_seed, count, loaded, made, told, whole_number
+from .photographs import Source, check_seed, count, made, told, whole_number
 from .sheets import save_png, small, within
 
 if TYPE_CHECKING:

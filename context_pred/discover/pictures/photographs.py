@@ -16,7 +16,7 @@ from context_pred.data.images import open_image
 from context_pred.errors import ImageError, InvalidInputError, storing
 
 if TYPE_CHECKING:
-    from context_pred.model import ContextPredictionModel
+    pass
 
 Source = str | Path | Sequence[str | Path]
 
@@ -93,15 +93,6 @@ def moderate(image: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
         return image, image.size
     width, height = (max(1, round(side * scale)) for side in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0), image.size
-
-
-def loaded(model: ContextPredictionModel | str | Path) -> ContextPredictionModel:
-    """Return the model, or load what ``load_pretrained`` takes."""
-    if isinstance(model, str | Path):
-        from context_pred.zoo import load_pretrained
-
-        return load_pretrained(model)
-    return model
 
 
 def made(out: str | Path) -> Path:

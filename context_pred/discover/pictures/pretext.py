@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from context_pred.discover.patches import loaded
 from context_pred.errors import InvalidInputError
 from context_pred.extract.network import find_device
 from context_pred.geometry import Geometry, as_trained, kept_pairs, scaled
@@ -30,7 +31,7 @@ from context_pred.pretext import PretextResult, Tally
 from context_pred.weights_file import write_bytes
 
 from .dense import LONGEST
-from .photographs import Photographs, Source, check_seed, count, loaded, made, opened, told
+from .photographs import Photographs, Source, check_seed, count, made, opened, told
 from .sheets import save_png
 
 if TYPE_CHECKING:

@@ -24,12 +24,13 @@ from tqdm import tqdm
 
 from context_pred.data.files import find_images
 from context_pred.data.images import open_image, to_rgb
+from context_pred.discover.patches import loaded
 from context_pred.errors import InvalidInputError, unknown
 from context_pred.weights_file import write_bytes
 
 from .colors import WARM
 from .dense import SIDE, FeatureMaps
-from .photographs import Photographs, Source, count, loaded, made, moderate, opened, told
+from .photographs import Photographs, Source, count, made, moderate, opened, told
 from .sheets import save_png
 
 if TYPE_CHECKING:
