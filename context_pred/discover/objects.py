@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from context_pred.data.files import find_images
 from context_pred.errors import InvalidInputError, storing
 
 from . import page
@@ -201,12 +202,15 @@ def run(
     """
     folder = Path(out)
     model = loaded(model)
+    paths = [path for path in find_images(images) if folder.resolve() not in path.resolve().parents]
+    if not paths:
+        raise InvalidInputError(f"No images in {images!r} but what lies in out={str(out)!r}; choose another out.")
     if label_only:
-        images = _with_labels(images, labels, label_column, label_only)
+        paths = _with_labels(paths, labels, label_column, label_only)
     grid = usual_grid(model)
     grid = dataclasses.replace(grid, sides=tuple(sides)) if sides else grid
     patches = extract_patches(
-        images, model, out=folder / "patches", grid=grid, layer=layer, pool=pool, workers=workers, device=device,
+        paths, model, out=folder / "patches", grid=grid, layer=layer, pool=pool, workers=workers, device=device,
         overwrite=overwrite, progress=progress,
     )  # fmt: skip
     if len(patches.paths) < 2:
@@ -267,14 +271,9 @@ def _curve(patches: Patches, clusters: Sequence[Cluster], labels: Labels | None,
     return curve([np.array([number[one.path] for one in cluster.members]) for cluster in clusters], counted)
 
 
-def _with_labels(
-    images: str | Path | Sequence[str | Path], labels: str | Path | None, column: int, names: Sequence[str]
-) -> list[Path]:
-    from context_pred.data.files import find_images
-
+def _with_labels(paths: Sequence[Path], labels: str | Path | None, column: int, names: Sequence[str]) -> list[Path]:
     if labels is None:
         raise InvalidInputError(f"Only photographs with the labels {', '.join(names)} are wanted, and no labels given.")
-    paths = find_images(images)
     return [paths[number] for number in only(read_labels(labels, list(map(str, paths)), column), names)]
 
 

@@ -256,8 +256,11 @@ def extract_patches(
 def _ready(names: Names, settings: dict[str, Any], overwrite: bool) -> bool:
     """Tell whether all has been done before; else make room for it, or go on with what is there."""
     undone = read_settings(names)
-    done = _settings(names.out) if names.out.is_file() else None
-    if done == settings and not overwrite:
+    try:
+        done = _settings(names.out) if names.out.is_file() and not overwrite else None
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{error} Make the patches anew with overwrite=True (--overwrite).") from error
+    if done == settings:
         return True
     if undone != settings:
         before = undone or done

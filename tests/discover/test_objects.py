@@ -147,6 +147,30 @@ def test_one_photograph_or_none(folder: Path, model: ContextPredictionModel, tmp
         objects.run(tmp_path / "one", out=tmp_path / "out2", model=model, **QUIET)
 
 
+def test_out_among_the_photographs_is_not_taken_for_one(
+    folder: Path, model: ContextPredictionModel, tmp_path: Path
+) -> None:
+    for photo in sorted(folder.glob("*/*.png"))[:3]:
+        shutil.copy(photo, tmp_path)
+    for _ in range(2):
+        assert objects.run(tmp_path, out=tmp_path / "out", model=model, **QUIET).photographs == 3
+    with pytest.raises(InvalidInputError, match="choose another out"):
+        objects.run(tmp_path, out=tmp_path, model=model, **QUIET)
+
+
+def test_damaged_patches_are_made_anew_when_told_to(
+    folder: Path, model: ContextPredictionModel, tmp_path: Path
+) -> None:
+    objects.run(folder, out=tmp_path / "out", model=model, **QUIET)
+    file = tmp_path / "out" / "patches" / "patches.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:1000])
+    with pytest.raises(InvalidInputError, match=r"cut off.*--overwrite"):
+        objects.run(folder, out=tmp_path / "out", model=model, **QUIET)
+    objects.run(folder, out=tmp_path / "out", model=model, overwrite=True, **QUIET)
+    assert file.read_bytes() == whole
+
+
 def test_clusters_are_the_best_verified_that_are_new(folder: Path, found: objects.Discovery) -> None:
     images = np.array([[0, 1, 2, 3], [0, 1, 2, -1], [3, 4, 5, -1], [5, -1, -1, -1]])
     near = np.where(images >= 0, 0.5, 0).astype(np.float32)

@@ -13,7 +13,7 @@ from PIL import Image
 
 # One process imports torch, computes nothing, and forks: one run to its end, then runs that are killed and resumed.
 SCRIPT = """
-import hashlib, json, os, random, signal, sys, time
+import hashlib, json, os, random, shutil, signal, sys, time
 import torch
 from context_pred.pretrain import run
 from context_pred.training.checkpoints import read_checkpoint
@@ -63,6 +63,7 @@ while killed < kills:
         os.waitpid(child, 0)
         killed += 1
     ends.append(digest(out))
+    shutil.rmtree(out + "/checkpoints")  # a gigabyte a run
 print(json.dumps({"whole": digest(folder + "/whole"), "ends": ends, "killed": killed}))
 """
 
