@@ -149,7 +149,8 @@ class Discovery:
             )
         if self.skipped:
             first = next(iter(self.skipped.items()))
-            text += f" {len(self.skipped)} files skipped, the first {first[0]} ({first[1]}); all are in {self.json}."
+            count = f"{len(self.skipped):,} file{'' if len(self.skipped) == 1 else 's'}"
+            text += f" {count} skipped, as {first[0]} ({first[1]}); the reasons are in {self.json}."
         return text
 
 
