@@ -491,7 +491,7 @@ def test_a_damaged_test_image_is_told_before_the_training(
     data = mini.folders("train", "test")
     (data / "test" / "cat" / "1.jpg").write_text("words")
     monkeypatch.setattr(linear, "train", lambda *_: pytest.fail("too early"))
-    with pytest.raises(ImageError, match=r"1 of the labelled images.*test/cat/1\.jpg .*--set skip_damaged=true"):
+    with pytest.raises(ImageError, match=r"1 of the images.*test/cat/1\.jpg .*--set skip_damaged=true"):
         run("random:resnet18", data, tmp_path / "out", layers="feature1")
 
 

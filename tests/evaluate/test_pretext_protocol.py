@@ -259,7 +259,7 @@ def test_random_weights_with_pair_layers_and_the_authors_sampler_are_measured(tm
 def test_damaged_images_are_named_or_left_out(ramps: Path, tmp_path: Path) -> None:
     (ramps / "1.png").write_bytes(b"\x89PNG nothing")
     (ramps / "3.png").write_text("words")
-    with pytest.raises(ImageError, match=r"2 of the labelled images.*1\.png.*3\.png.*skip_damaged"):
+    with pytest.raises(ImageError, match=r"2 of the images.*1\.png.*3\.png.*skip_damaged"):
         run(Oracle(), ramps, tmp_path / "out", size=72)
     result = run(Oracle(), ramps, tmp_path / "skip", size=72, skip_damaged=True)
     assert result.details["accuracy"]["images"] == 3

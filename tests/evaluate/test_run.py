@@ -147,7 +147,7 @@ def test_a_damaged_image_is_an_error_that_names_it(mini: Mini, tmp_path: Path) -
     data = mini.folders("train", "test")
     (data / "train" / "cat" / "0.jpg").write_bytes(b"\xff\xd8 nothing")
     (data / "test" / "dog" / "1.jpg").write_text("words")
-    with pytest.raises(ImageError, match=r"1 of the labelled images.*train/cat/0\.jpg .*--set skip_damaged=true"):
+    with pytest.raises(ImageError, match=r"1 of the images.*train/cat/0\.jpg .*--set skip_damaged=true"):
         run("pixels", data, tmp_path / "out")
 
 
