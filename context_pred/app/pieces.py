@@ -5,8 +5,6 @@ Pictures lie in the HTML itself (data URIs), so the page shows nothing that the 
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from context_pred.discover.pictures.sheets import jpeg_uri
 from context_pred.errors import ImageError
 from context_pred.markup import Child, Markup, element, joined, percent
 from context_pred.patches import POSITIONS
@@ -57,9 +56,7 @@ def encoded(image: Image.Image, side: int, *, quality: int = 88) -> str:
     if max(image.size) > side:
         image = image.copy()
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return jpeg_uri(image.convert("RGB"), quality)
 
 
 def tile(image: Image.Image, label: str, **more: Any) -> Tile:

@@ -32,6 +32,7 @@ from .grid import PatchGrid
 from .index import Match, NeighborIndex
 from .neighbors_sheet import CAPTION, MARGIN, SPACE, TILE, page_of, sheet
 from .patches import cut_all, features_of, loaded, network_of
+from .pictures.photographs import count, made
 
 if TYPE_CHECKING:
     from context_pred.model import ContextPredictionModel
@@ -84,8 +85,8 @@ class Neighbors:
         """Say it in a paragraph."""
         most = max(map(len, self.matches))
         text = (
-            f"{self.picture}: the {most} nearest of {_count(self.candidates, 'image')} for "
-            f"{_count(len(self.asked), 'query', 'queries')} ({self.what}, normalised correlation); "
+            f"{self.picture}: the {most} nearest of {count(self.candidates, 'image')} for "
+            f"{count(len(self.asked), 'query', 'queries')} ({self.what}, normalised correlation); "
             f"as a page: {self.page}."
         )
         if self.shown < len(self.asked):
@@ -93,7 +94,7 @@ class Neighbors:
         if self.skipped:
             reasons = "; ".join(f"{path} ({reason})" for path, reason in list(self.skipped.items())[:10])
             more = f"; and {len(self.skipped) - 10} more, all in {self.json}" if len(self.skipped) > 10 else ""
-            text += f" {_count(len(self.skipped), 'file')} skipped: {reasons}{more}."
+            text += f" {count(len(self.skipped), 'file')} skipped: {reasons}{more}."
         return text
 
 
@@ -159,7 +160,7 @@ def run(
         raise InvalidInputError(f"layer={layer!r}; accepted: the name of one layer.")
     asked, among = _by_file(find_images(query)), _by_file(find_images(images))
     model = loaded(model)
-    folder = _made(Path(out))
+    folder = made(out)
     options: dict[str, Any] = {"workers": workers, "device": device, "progress": progress}
     with _temporary(folder) as temporary:
         searched = NeighborIndex.build(
@@ -301,12 +302,6 @@ def _by_file(paths: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def _made(folder: Path) -> Path:
-    with storing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def _temporary(folder: Path) -> tempfile.TemporaryDirectory[str]:
     with storing(folder):
         return tempfile.TemporaryDirectory(prefix=".features-", dir=folder, ignore_cleanup_errors=True)
@@ -333,7 +328,3 @@ def _write_json(result: Neighbors, model: str, layer: str, pool: str, k: int) ->
 def _place(match: Match) -> dict[str, Any]:
     box = {} if match.box is None else {"box": [round(v, 2) for v in match.box]}
     return {"path": match.path, **box}
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"

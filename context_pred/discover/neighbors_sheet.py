@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections.abc import Callable
 from functools import lru_cache
@@ -19,6 +17,8 @@ from context_pred.markup import Markup, element, joined, page
 from context_pred.pictures import COLORS, FAINT, INK, PAPER, font
 
 from .index import Match
+from .pictures.photographs import count
+from .pictures.sheets import jpeg_uri
 
 if TYPE_CHECKING:
     from .neighbors import Neighbors
@@ -98,14 +98,10 @@ def title(result: Neighbors) -> str:
     among = str(result.candidates)
     what = "photographs"
     if result.asked[0].box is not None:
-        what, among = "patches", f"those of {_count(result.candidates)}"
+        what, among = "patches", f"those of {count(result.candidates, 'photograph')}"
     if result.shown < len(result.asked):
         return f"Nearest neighbors of the first {result.shown} of {len(result.asked)} queries"
     return f"Nearest neighbors of {result.shown} {what} among {among}"
-
-
-def _count(photographs: int) -> str:
-    return f"{photographs:,} photograph{'' if photographs == 1 else 's'}"
 
 
 def _caption(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, path: str, color: Color) -> None:
@@ -129,9 +125,7 @@ def page_of(result: Neighbors, most: int) -> str:
 
     @lru_cache(maxsize=512)
     def uri(path: str, box: tuple[float, float, float, float] | None, color: Color) -> str:
-        buffer = io.BytesIO()
-        tile(Match(path, box, 0), 2 * TILE, color).save(buffer, format="JPEG", quality=80)
-        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+        return jpeg_uri(tile(Match(path, box, 0), 2 * TILE, color))
 
     sections = []
     for number, (query, matches) in enumerate(
@@ -145,14 +139,13 @@ def page_of(result: Neighbors, most: int) -> str:
         heading = element("h2", f"{number}. {Path(query.path).name}", id=f"query-{number}")
         sections.append(element("section", heading, element("div", figures, class_="row")))
     body = joined(
-        element("style", Markup(STYLE)),
         element("h1", title(result)),
         element("p", f"{result.what}. The number under a picture is the normalised correlation of its features with "
                 "the query's, 1 at most. A picture leads to its file.", class_="soft"),
         element("p", "The whole list: ", element("a", result.json.name, href=result.json.name), ".", class_="soft"),
         element("main", sections),
     )  # fmt: skip
-    return page(title(result), body)
+    return page(title(result), body, STYLE)
 
 
 def _figure(match: Match, score: str, what: str, uri: Callable[..., str], color: Color, beside: Path) -> Markup:

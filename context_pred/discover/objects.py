@@ -27,6 +27,7 @@ from .grid import usual_grid
 from .labels import Labels, only, read_labels
 from .mining import Matches, Search, match
 from .patches import LAYER, POOL, Patches, extract_patches, loaded
+from .pictures.photographs import count
 from .purity import Curve, curve, purity
 
 if TYPE_CHECKING:
@@ -149,8 +150,8 @@ class Discovery:
             )
         if self.skipped:
             first = next(iter(self.skipped.items()))
-            count = f"{len(self.skipped):,} file{'' if len(self.skipped) == 1 else 's'}"
-            text += f" {count} skipped, as {first[0]} ({first[1]}); the reasons are in {self.json}."
+            skipped = count(len(self.skipped), "file")
+            text += f" {skipped} skipped, as {first[0]} ({first[1]}); the reasons are in {self.json}."
         return text
 
 

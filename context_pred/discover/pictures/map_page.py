@@ -19,7 +19,6 @@ def page_of(collection: Collection, line: str) -> str:
     order = sorted(range(len(collection.placed)), key=lambda k: _reading(collection.placed[k], layout.rows))
     things = [_thumbnail(collection.placed[k], collection, first=place == 0) for place, k in enumerate(order)]
     body = joined(
-        element("style", Markup(STYLE)),
         element("h1", title),
         element(
             "p",
@@ -62,7 +61,7 @@ def page_of(collection: Collection, line: str) -> str:
         ),
         element("script", Markup(SCRIPT)),
     )
-    return page(title, body)
+    return page(title, body, STYLE)
 
 
 def _reading(one: Placed, rows: int) -> tuple[int, float]:

@@ -61,7 +61,6 @@ def page_of(asked: Asked) -> str:
     name = Path(asked.name).name
     figures = [_figure(query, f"{name}, the photograph itself"), *map(_figure, others, names)]
     body = joined(
-        element("style", Markup(STYLE)),
         element("h1", f"Where the like of a point in {name} lies"),
         element(
             "p",
@@ -109,7 +108,7 @@ def page_of(asked: Asked) -> str:
         element("script", Markup(_embedded(data)), type="application/json", id="data"),
         element("script", Markup(SCRIPT)),
     )
-    return page(f"Where the like of a point in {name} lies", body)
+    return page(f"Where the like of a point in {name} lies", body, STYLE)
 
 
 def _cells(width: int, height: int, positions: int) -> tuple[int, int]:
