@@ -3,8 +3,11 @@
     python benchmarks/compare_results.py --metric top-1 --out layers.png shipped=OUT1 random=OUT2 pixels=OUT3
     python benchmarks/compare_results.py --metric mAP --at k=16 …
 
+    python benchmarks/compare_results.py --metric purity --out curves.png shipped=OUT1 random=OUT2
+
 Each OUT is a folder of ``context-pred evaluate``. Rows are layers (classes, where the protocol has no layers), columns
-the results, ± the standard deviation over seeds.
+the results, ± the standard deviation over seeds. With ``--metric purity`` each OUT is one of ``context-pred discover
+--labels``: the areas under the purity-coverage curves, and the curves.
 """
 
 from __future__ import annotations
@@ -45,6 +48,9 @@ def main() -> None:
     parser.add_argument("--title", default="")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.metric == "purity":
+        compare_curves(dict(one.split("=", 1) for one in args.results), args.title, args.out)
+        return
     at = dict(pair.split("=", 1) for pair in args.at)
     tables = {name: read(folder, args.metric, at) for name, folder in (one.split("=", 1) for one in args.results)}
     rows = list(dict.fromkeys(row for table in tables.values() for row in table if len(table) > 1)) or ["all"]
@@ -56,6 +62,21 @@ def main() -> None:
         print("| alone | " + " | ".join(shown(single.get(name), at) for name in tables) + " |")
     if args.out:
         draw(tables, rows, single, args.metric, args.title, args.out)
+
+
+def compare_curves(folders: dict[str, str], title: str, out: Path | None) -> None:
+    """Print the areas of discoveries, and draw their curves."""
+    figure, panel = panel_of(5.6, title)
+    print("| | area | up to one half | covered | clusters | purity of the first 100 |\n|" + " --- |" * 6)
+    for number, (name, folder) in enumerate(folders.items()):
+        record = json.loads((Path(folder) / "clusters.json").read_text(encoding="utf-8"))
+        found = record["purity-coverage"]
+        first = [cluster["purity"] for cluster in record["clusters"][:100]]
+        areas = f"{found['area']:.3f} | {found['area up to half']:.3f} | {found['coverage'][-1]:.0%}"
+        print(f"| {name} | {areas} | {len(record['clusters'])} | {sum(first) / len(first):.2f} |")
+        panel.plot(found["coverage"], found["purity"], color=color_of(number), label=name)
+    panel.set(xlabel="coverage", ylabel="mean purity", xlim=(0, 1), ylim=(0, 1.02))
+    save(figure, panel, out)
 
 
 def shown(one: dict[str, Any] | None, asked: dict[str, str]) -> str:
@@ -70,11 +91,10 @@ def shown(one: dict[str, Any] | None, asked: dict[str, str]) -> str:
 def draw(tables: dict[str, Any], rows: list[str], single: dict[str, Any], metric: str, title: str, out: Path) -> None:
     """Draw lines over layers, bars over classes; results of one row alone as dashed lines."""
     layers = all(row.startswith("feature") for row in rows)
-    figure = Figure(figsize=(5.6 if layers else max(5.6, 0.75 * len(rows)), 3.8), layout="constrained")
-    panel = figure.subplots()
+    figure, panel = panel_of(5.6 if layers else max(5.6, 0.75 * len(rows)), title)
     width = 0.8 / len(tables)
     for number, (name, table) in enumerate(tables.items()):
-        color = tuple(value / 255 for value in COLORS[number % len(COLORS)])
+        color = color_of(number)
         if name in single and rows != ["all"]:
             panel.axhline(100 * single[name]["value"], color=color, ls="--", label=name)
             continue
@@ -90,12 +110,30 @@ def draw(tables: dict[str, Any], rows: list[str], single: dict[str, Any], metric
     panel.set_xticks(range(len(rows)), rows, rotation=30 if len(rows) > 6 else 0)
     panel.set_ylabel(f"{metric} %")
     panel.set_ylim(bottom=0)
+    save(figure, panel, out)
+
+
+def color_of(number: int) -> tuple[float, ...]:
+    """Return the palette's colour of a result."""
+    return tuple(value / 255 for value in COLORS[number % len(COLORS)])
+
+
+def panel_of(width: float, title: str) -> tuple[Figure, Any]:
+    """Make a figure of one panel, `width` inches wide."""
+    figure = Figure(figsize=(width, 3.8), layout="constrained")
+    panel = figure.subplots()
     panel.grid(alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)
     panel.set_title(title, fontsize=10)
-    panel.legend(fontsize=8, frameon=False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    return figure, panel
+
+
+def save(figure: Figure, panel: Any, out: Path | None) -> None:
+    """Write the figure with its legend, where it is wanted."""
+    if out:
+        panel.legend(fontsize=8, framealpha=0.9, edgecolor="none")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=110)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
 import statistics
 import time
@@ -96,6 +97,7 @@ def run(
         InvalidInputError: data that is not recognised or lacks a piece, a value out of its range, a folder of another
             evaluation, or a package of the extra "eval" that is not installed.
         ImageError: images that cannot be opened, all named, unless ``skip_damaged`` is set.
+        StorageError: ``out`` cannot be written.
     """
     module = _module(protocol)
     need("matplotlib.figure", f"evaluate {protocol}")
@@ -105,8 +107,12 @@ def run(
     place = own_device(find_device(device))
     with joined(KEPT, "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo") as ranks:
         plan = _plan(protocol, module, model, data, settings, variant, layers, numbers)
-        if plan.where in map(str, (Path(out).resolve(), *Path(out).resolve().parents)):
-            raise InvalidInputError(f"out={str(out)!r} lies within the data, {data}; choose a folder outside of it.")
+        places = {"out": out, **({"features": features} if features and plan.data.kind == "single" else {})}
+        for name, given in places.items():
+            if plan.where in map(str, (Path(given).resolve(), *Path(given).resolve().parents)):
+                raise InvalidInputError(
+                    f"{name}={str(given)!r} lies within the data, {data}; choose a folder outside of it."
+                )
         common = {
             "workers": workers or cores(),
             "device": device,
@@ -182,6 +188,12 @@ def _plan(
     if len(seeds) > 1 and source.kind != "random" and not getattr(module, "DRAWS", True):
         notes.append(f"Nothing is drawn here, so seed {seeds[0]} alone was run.")
         seeds = seeds[:1]
+    if source.kind == "network" and not source.file and not isinstance(model, (str, os.PathLike)):
+        notes.append(f"The model was given from Python; in the command {source.name!r} stands for it.")
+    files = read.every_file()
+    twice = len(files) - len(set(files))
+    if twice:
+        notes.append(f"{twice:,} files are listed twice; figures on images that were learned from say little.")
     which = module.usual_layers(chosen) if hasattr(module, "usual_layers") else getattr(module, "LAYERS", "all")
     where = str(Path(data).resolve()) if is_path else read.name
     said = settings.command_line(

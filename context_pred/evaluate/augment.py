@@ -24,9 +24,9 @@ from context_pred.data.images import open_image
 from context_pred.data.transforms import EvalTransform
 from context_pred.errors import InvalidInputError
 
-from .features import DamagedImagesError
+from .features import opening
 from .job import Job
-from .trained import damaged
+from .trained import check
 
 Crop = Literal["resized", "window"]
 Interpolation = Literal["pillow", "bicubic"]
@@ -83,7 +83,7 @@ class Augmentation:
         """Check the ranges."""
         low, high = self.scale
         if not 0 < low <= high <= 1:
-            raise InvalidInputError(f"scale = {list(self.scale)}: accepted are two shares of the area, 0 < low ≤ high.")
+            raise InvalidInputError(f"scale = {list(self.scale)}: accepted are shares of the area, 0 < low ≤ high ≤ 1.")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise InvalidInputError(f"ratio = {list(self.ratio)}: accepted are two numbers above 0, the lower first.")
         if not 0 <= self.flip <= 1 or self.lighting < 0:
@@ -164,7 +164,9 @@ class TrainImages:
 
     def example(self, image: int, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
         """Return the pixels, the shift of their colours, and the class; raises ImageError."""
-        return *self.augmentation(open_image(self.files[image]), generator), int(self.classes[image])
+        with opening(self.files[image]):
+            opened = open_image(self.files[image])
+        return *self.augmentation(opened, generator), int(self.classes[image])
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,9 +194,7 @@ def check_tests(job: Job) -> None:
     Raises:
         DamagedImagesError: some cannot be opened; all are named.
     """
-    found = damaged(job.data.test.files, job.ranks)
-    if found:
-        raise DamagedImagesError(found)
+    check(job.data.test.files, job.ranks)
 
 
 def collate(examples: list[Any]) -> Batch:

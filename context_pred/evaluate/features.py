@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +46,19 @@ class DamagedImagesError(ImageError):
             f"{len(errors):,} of the images cannot be opened: {named}{more}. Mend or remove them, or leave "
             "them out, said so in the result, with --set skip_damaged=true."
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Survive the way from a process that loads images."""
+        return type(self), (self.errors,)
+
+
+@contextlib.contextmanager
+def opening(path: Path) -> Iterator[None]:
+    """Turn the error of an image that cannot be opened into a DamagedImagesError, which says what may be done."""
+    try:
+        yield
+    except ImageError as error:
+        raise DamagedImagesError({str(path): str(error).removeprefix(f"{path}: ")}) from error
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from context_pred.backbones import Backbone, ResNetBackbone
 from context_pred.errors import TrainingDivergedError
 from context_pred.extract.network import fold_batch_norms
+from context_pred.finetuning import LinearHead
 from context_pred.pooling import pool_map
 from context_pred.ranks import Ranks
 
@@ -22,46 +23,14 @@ _HEADS = 11
 """Of the key that the heads' random weights are drawn from."""
 
 
-class Head(nn.Module):
-    """Batch norm without scale and shift on the pooled map, flattened, then one linear layer.
-
-    Args:
-        shape: Of the pooled map of one image: (C,) or (C, h, w).
-        classes: How many there are.
-        norm_momentum: Of the batch norm; None: there is none.
-        init_std: Standard deviation of the random weights; biases begin at 0.
-    """
-
-    def __init__(self, shape: Sequence[int], classes: int, norm_momentum: float | None, init_std: float) -> None:
-        super().__init__()
-        channels, values = shape[0], int(torch.Size(shape).numel())
-        self.norm = None if norm_momentum is None else nn.BatchNorm2d(channels, momentum=norm_momentum, affine=False)
-        self.fc = nn.Linear(values, classes)
-        nn.init.normal_(self.fc.weight, std=init_std)
-        nn.init.zeros_(self.fc.bias)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """(N, C) or (N, C, h, w) → (N, classes)."""
-        if self.norm is not None:
-            maps = pooled if pooled.ndim == 4 else pooled[..., None, None]
-            alone = isinstance(self.norm, nn.BatchNorm2d) and maps.numel() == maps.shape[1]
-            if self.norm.training and alone:  # one value a channel has no variance
-                maps = F.batch_norm(maps, self.norm.running_mean, self.norm.running_var, eps=self.norm.eps)
-            else:
-                maps = self.norm(maps)
-            pooled = maps
-        logits: Tensor = self.fc(pooled.flatten(1))
-        return logits
-
-
 class Heads(nn.Module):
     """A head a layer; they share nothing, so training them together is training each alone.
 
     Args:
         shapes: {layer: shape of its pooled map of one image}.
-        classes: As in ``Head``.
-        norm_momentum: As in ``Head``.
-        init_std: As in ``Head``.
+        classes: As in ``LinearHead``.
+        norm_momentum: As in ``LinearHead``.
+        init_std: As in ``LinearHead``.
         seed: A layer's weights depend on it and on the layer, not on which others there are.
     """
 
@@ -79,7 +48,7 @@ class Heads(nn.Module):
         heads = []
         for layer, shape in shapes.items():
             with seeded(seed, _HEADS, *layer.encode()):
-                heads.append(Head(shape, classes, norm_momentum, init_std))
+                heads.append(LinearHead(shape, classes, norm_momentum, init_std))
         self.heads = nn.ModuleList(heads)
 
     def forward(self, pooled: Mapping[str, Tensor]) -> dict[str, Tensor]:

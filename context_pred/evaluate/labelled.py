@@ -46,7 +46,11 @@ class Split:
         return index
 
     def without(self, damaged: Collection[str]) -> Split:
-        """Return the split without some files, given as text; ``original`` remembers all."""
+        """Return the split without some files, given as text; ``original`` remembers all.
+
+        Args:
+            damaged: Paths as text.
+        """
         files, keep = self._kept(damaged)
         return Split(files, self.labels[keep], self.original or self.files)
 
@@ -128,7 +132,11 @@ class LabelledImages:
         return (*self.train.files, *self.test.files)
 
     def without(self, damaged: Collection[str]) -> LabelledImages:
-        """Return the set without some files, given as text, and a note that says so."""
+        """Return the set without some files, given as text, and a note that says so.
+
+        Args:
+            damaged: Paths as text.
+        """
         left = [file for split in (self.train, self.test) for file in split.files if str(file) in damaged]
         note = f"{len(left):,} damaged images were left out: {', '.join(map(str, left[:10]))}"
         note += " …" if len(left) > 10 else "."
@@ -196,12 +204,19 @@ def read(folder: str | Path, options: DataOptions = DataOptions()) -> LabelledIm
         place = found[0]
     elif shows[root]:
         place = root
+    elif not found and (options.layout or options.lists):
+        place, shows[root] = root, options.layout or "list"  # its reader names the piece that is missing
     else:
         several = f" (several subfolders show one: {', '.join(p.name for p in found)})" if len(found) > 1 else ""
         names = sorted(path.name for path in root.iterdir())[:12]
         raise InvalidInputError(
             f"{root} shows no layout of labelled images that is known{several}; it holds "
             f"{', '.join(names) or 'nothing'}{' …' if len(names) == 12 else ''}. {accepted()}"
+        )
+    if options.lists and shows[place] not in ("voc2007", "list"):
+        raise InvalidInputError(
+            f"lists = {options.lists!r}, but {place} shows the layout {shows[place]}, which has no lists, and none of "
+            "these is there. Leave it out, or name lists that are there."
         )
     data = layouts[shows[place]].read(place, options)
     return dataclasses.replace(data, name=root.resolve().name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,7 +109,9 @@ def _read_voc(folder: Path, options: DataOptions) -> LabelledImages:
 
 def _voc_split(root: Path, names: Sequence[str], classes: Sequence[str], archive: str) -> Split:
     main = root / "ImageSets" / "Main"
-    ids = [line.split()[0] for name in names for line in _lines(main / f"{name}.txt")]
+    lines = [line for name in names for line in _lines(main / f"{name}.txt")]
+    # A name with spaces; else a flag may stand after it.
+    ids = [one if (root / "JPEGImages" / f"{one}.jpg").is_file() else one.split()[0] for one in lines]
     row = {image: k for k, image in enumerate(ids)}
     labels = np.zeros((len(ids), len(classes)), np.int8)
     meaning = {"1": 1, "0": -1, "-1": 0}
@@ -119,7 +121,7 @@ def _voc_split(root: Path, names: Sequence[str], classes: Sequence[str], archive
             if not path.is_file():
                 raise _missing(path, archive)
             for line in _lines(path):
-                words = line.split()
+                words = line.rsplit(maxsplit=1)
                 if len(words) != 2 or words[1] not in meaning or words[0] not in row:
                     raise InvalidInputError(
                         f"{path}: {line!r}; accepted is an image of {name}.txt and 1, 0 (difficult) or -1."
@@ -150,9 +152,10 @@ def _of_rows(
     known = {label for _, label in train}
     strange = sorted({label for _, label in test} - known, key=natural_key)
     if strange:
+        shown = ", ".join(strange[:10]) + (" …" if len(strange) > 10 else ".")
         raise InvalidInputError(
-            f"{folder}: {len(strange)} classes of the test images have no training images: {', '.join(strange[:10])}"
-            f"{' …' if len(strange) > 10 else '.'}{did_you_mean(strange[0], known)}"
+            f"{folder}: {len(strange)} of the classes have test images but no training images: {shown}"
+            f"{did_you_mean(strange[0], known)} Add some of these, or take those test images out."
         )
     if len(known) < 2:
         raise InvalidInputError(f"{folder} has one class, {next(iter(known))!r}; at least two are needed.")
@@ -261,14 +264,12 @@ def _read_inat(folder: Path, options: DataOptions) -> LabelledImages:
 
 
 def _usual_lists(folder: Path) -> tuple[list[str], list[str]] | None:
-    there = [name for name in ("train", "val", "test") if (folder / f"{name}.txt").is_file()]
-    there = [f"{name}.txt" for name in there if _has_label(folder / f"{name}.txt")]
-    return (there[:-1], there[-1:]) if len(there) > 1 and there[0] == "train.txt" else None
-
-
-def _has_label(path: Path) -> bool:
-    lines = _lines(path)
-    return bool(lines) and len(_fields(lines[0])) > 1
+    """The lists there are; one of paths alone is passed over, and an empty one is not, so that its reader says so."""
+    there = [f"{name}.txt" for name in ("train", "val", "test") if (folder / f"{name}.txt").is_file()]
+    first = {name: (_lines(folder / name) or [""])[0] for name in there}
+    there = [name for name in there if not first[name] or len(_fields(first[name])) > 1]
+    labelled = any(first[name] for name in there)
+    return (there[:-1], there[-1:]) if labelled and len(there) > 1 and there[0] == "train.txt" else None
 
 
 def _fields(line: str) -> list[str]:
@@ -282,7 +283,7 @@ def _fields(line: str) -> list[str]:
 def _shows_list(folder: Path, options: DataOptions) -> bool:
     asked = _asked_lists(options)
     if asked:
-        return all((folder / name).is_file() for name in (*asked[0], *asked[1]))
+        return any((folder / name).is_file() for name in (*asked[0], *asked[1]))
     return _usual_lists(folder) is not None
 
 
@@ -293,14 +294,20 @@ def _read_list(folder: Path, options: DataOptions) -> LabelledImages:
     train, test = ([row for name in names for row in _list_rows(folder / name, options)] for names in asked)
     first, second = ("+".join(names) for names in asked)
     note = f"{folder}: lists, {first} to learn from and {second} to ask with, label {options.label}."
-    return _of_rows(folder, "list", train, test, [note], _class_names(folder, options.label))
+    names = _class_names(folder, options.label, {label for _, label in (*train, *test)})
+    return _of_rows(folder, "list", train, test, [note], names)
 
 
 def _list_rows(path: Path, options: DataOptions) -> list[tuple[Path, str]]:
     if not path.is_file():
         raise InvalidInputError(f"{path} is missing; lists names it.")
     rows = []
-    for number, line in enumerate(_lines(path), 1):
+    lines = _lines(path)
+    if not lines:
+        raise InvalidInputError(
+            f"{path} lists nothing; fill it, or name other lists, as --set lists=train.txt,val.txt."
+        )
+    for number, line in enumerate(lines, 1):
         fields = _fields(line)
         if len(fields) <= options.label:
             raise InvalidInputError(
@@ -308,15 +315,18 @@ def _list_rows(path: Path, options: DataOptions) -> list[tuple[Path, str]]:
                 "for; accepted is PATH LABEL, or PATH, LABEL, LABEL …"
             )
         rows.append((path.parent / fields[0], fields[options.label]))
-    if rows and not rows[0][0].is_file():
+    if not rows[0][0].is_file():
         raise InvalidInputError(
             f"{path}: its first image {rows[0][0]} is not there; paths are taken from the list's folder."
         )
     return rows
 
 
-def _class_names(folder: Path, label: int) -> dict[str, str]:
-    """Read names of numbered classes: classes.csv (name, number, name, number …) or classes.txt (a name a line)."""
+def _class_names(folder: Path, label: int, labels: Collection[str]) -> dict[str, str]:
+    """Read names of numbered classes: classes.csv (name, number, name, number …) or classes.txt (a name a line).
+
+    The lines of classes.txt count from 0; from 1 where no image has the label 0 and some have the last line's number.
+    """
     if (folder / "classes.csv").is_file():
         try:
             with open(folder / "classes.csv", encoding="utf-8-sig", newline="") as file:
@@ -326,7 +336,9 @@ def _class_names(folder: Path, label: int) -> dict[str, str]:
         column = 2 * label - 1
         return {row[column].strip(): row[column - 1].strip() for row in rows[1:] if len(row) > column}
     if (folder / "classes.txt").is_file():
-        return {str(k): name for k, name in enumerate(_lines(folder / "classes.txt"))}
+        names = _lines(folder / "classes.txt")
+        from_one = "0" not in labels and str(len(names)) in labels
+        return {str(k): name for k, name in enumerate(names, int(from_one))}
     return {}
 
 
@@ -352,8 +364,9 @@ def _read_folder(folder: Path, options: DataOptions) -> LabelledImages:
 
 
 def _shows_single(folder: Path, options: DataOptions) -> bool:
-    full = [place for place in _folders(folder) if any(path.is_file() for path in place.iterdir())]
-    return len(full) > 1 and not {path.name for path in full} <= {"train", "val", "test"}
+    full = {place.name for place in _folders(folder) if any(path.is_file() for path in place.iterdir())}
+    splits = "train" in full and bool(full & {"val", "test"})
+    return len(full) > 1 and not splits and not full <= {"train", "val", "test"}
 
 
 def _read_single(folder: Path, options: DataOptions) -> LabelledImages:
@@ -376,7 +389,8 @@ def _drawn(labels: Sequence[str], options: DataOptions) -> NDArray[np.bool_]:
         mine = np.flatnonzero(of == k)
         if len(mine) < 2:
             raise InvalidInputError(
-                f"Class {str(name)!r} has one image; two are needed, to learn from and to ask with."
+                f"Class {str(name)!r} has one image; two are needed, to learn from and to ask with. Add one, or take "
+                "its folder out."
             )
         count = min(max(round(options.test_share * len(mine)), 1), len(mine) - 1)
         asks[generator.permutation(mine)[:count]] = True

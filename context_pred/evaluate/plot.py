@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ def draw(result: Result, path: Path) -> None:
     if parts:
         _bars(result, parts[0], path)
         return
+    if all(m.layer is None and not m.at for m in result.measured):
+        _one_each(result, path)
+        return
     metrics = list(dict.fromkeys(m.metric for m in result.measured))
     figure = figures.Figure(figsize=(max(5.2, 4.2 * len(metrics)), 4.2), layout="constrained")
     backend.FigureCanvasAgg(figure)
@@ -48,9 +52,42 @@ def draw(result: Result, path: Path) -> None:
         entries |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
     if len(entries) > 1:
         figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    _save(result, figure, path)
+
+
+def _one_each(result: Result, path: Path) -> None:
+    """Draw metrics that have a single figure each side by side, with the published ones."""
+    from matplotlib.figure import Figure as Canvas
+
+    names = [m.metric for m in result.measured]
+    figure = Canvas(figsize=(max(5.2, 1.1 * len(names)), 4.2), layout="constrained")
+    panel = figure.subplots()
+    spreads = [100 * (m.spread or 0.0) for m in result.measured]
+    panel.errorbar(
+        range(len(names)), [100 * m.value for m in result.measured], yerr=spreads if any(spreads) else None, fmt="o",
+        color=_color(0), ms=4, capsize=3, label="measured",
+    )  # fmt: skip
+    known = [one for one in result.published if one.metric in names and one.layer is None and not one.at]
+    beside = of_model(known, str(result.ran_on.get("file", "")))
+    if beside:
+        label = f"published ({', '.join(dict.fromkeys(one.data for one in beside))})"
+        xs, ys = [names.index(one.metric) for one in beside], [100 * one.value for one in beside]
+        panel.plot(xs, ys, "o", mfc="none", color=_color(0), ms=8, label=label)
+    panel.set_xticks(range(len(names)), names)
+    panel.set_xlim(-0.5, len(names) - 0.5)
+    panel.set_ylim(bottom=0)
+    panel.set_ylabel("%")
+    panel.grid(alpha=0.25)
+    panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    _save(result, figure, path)
+
+
+def _save(result: Result, figure: Any, path: Path) -> None:
     data = result.ran_on.get("data", {}).get("name", "")
     figure.suptitle(f"{result.protocol}: {result.ran_on.get('model', '')} on {data}", fontsize=11)
-    with storing(path):
+    with storing(path), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # names of classes in scripts that the font lacks
         figure.savefig(path, dpi=120, format="png")
 
 
@@ -78,10 +115,7 @@ def _bars(result: Result, key: str, path: Path) -> None:
         panel.set_xlabel(f"{metric} %")
         panel.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    data = result.ran_on.get("data", {}).get("name", "")
-    figure.suptitle(f"{result.protocol}: {result.ran_on.get('model', '')} on {data}", fontsize=11)
-    with storing(path):
-        figure.savefig(path, dpi=120, format="png")
+    _save(result, figure, path)
 
 
 def _means(whole: str, part: str) -> bool:

@@ -385,6 +385,6 @@ def _result(job: Job, results: dict[str, PretextResult], data: PretextImages) ->
             f"seed {job.seed}; chance is 12.5 %."
         )
     if data.boxes is not None and "accuracy inside boxes" not in results:
-        notes.append("No pair lay within a box.")
+        notes.append("No pair lay within a box; more pairs and more draws of each photograph may find some.")
     details = {"notes": notes, **{name.replace(" ", "_"): result.to_dict() for name, result in results.items()}}
     return Result(NAME, job.variant, tuple(measured), details=details)

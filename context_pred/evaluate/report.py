@@ -123,15 +123,18 @@ def _same(one: Measurement | Published, other: Measurement | Published) -> bool:
 
 def _elsewhere(result: Result) -> list[str]:
     """Say the figures that stand beside nothing measured: of other layers and settings, and of other models."""
-    groups: dict[tuple[str, str, str | None], list[Published]] = {}
+    groups: dict[tuple[str, str], list[Published]] = {}
     for figure in result.published:
         beside = any(_same(measured, figure) for measured in result.measured)
         if figure.of != "relative location" or not beside:
-            groups.setdefault((_source(figure), figure.metric, figure.layer), []).append(figure)
+            groups.setdefault((_source(figure), figure.metric), []).append(figure)
     lines = []
-    for (source, metric, layer), figures in groups.items():
-        values = ", ".join(f"{percent(f.value)}{f' ({where(None, f.at)})' if f.at else ''}" for f in figures)
-        lines.append(f"{metric}{f' on {layer}' if layer else ''} {values}: {source}")
+    for (source, metric), figures in groups.items():
+        layers = {figure.layer for figure in figures}
+        places = [where(figure.layer if len(layers) > 1 else None, figure.at) for figure in figures]
+        values = [percent(f.value) + f" ({place})" * bool(place) for f, place in zip(figures, places, strict=True)]
+        on = f" on {figures[0].layer}" if len(layers) == 1 and figures[0].layer else ""
+        lines.append(f"{metric}{on} {', '.join(values)}: {source}")
     return lines
 
 
@@ -230,4 +233,4 @@ def _numbers(values: Sequence[float]) -> str:
 def _setting(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return " ".join(map(_setting, value))
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value) or "''"

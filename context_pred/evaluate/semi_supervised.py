@@ -6,7 +6,6 @@ Sources: METHOD C9; OpenSelfSup and mmselfsup 0.x ``configs/benchmarks/classific
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import shutil
@@ -355,7 +354,7 @@ def _measured(job: Job, trial: Trial, identity: str) -> tuple[float, float]:
 def make(job: Job) -> Classifier:
     """Make what a setting of the grid begins with."""
     settings: Settings = job.settings
-    backbone, layer = copy.deepcopy(job.source.model.backbone).cpu().eval(), job.source.layers[-1]
+    backbone, layer = job.source.model.backbone.thawed().cpu().eval(), job.source.layers[-1]
     with torch.no_grad():
         blank = torch.zeros(1, job.preprocessing.in_channels, settings.size, settings.size)
         channels = backbone(blank, layer)[layer].shape[1]

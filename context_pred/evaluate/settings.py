@@ -82,9 +82,12 @@ def _names(kind: type) -> list[str]:
 def _read(value: Any, hint: Any, where: str) -> Any:
     if not isinstance(value, str) or hint is str:
         return value
-    if typing.get_origin(hint) is tuple and not value.strip().startswith("["):
-        value = f"[{value}]"
-    return tables.parse(value, where)
+    if typing.get_origin(hint) is not tuple or value.strip().startswith("["):
+        return tables.parse(value, where)
+    try:
+        return tables.parse(f"[{value}]", where)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{where}={value}: accepted are numbers with commas between them, as 1,2.") from error
 
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

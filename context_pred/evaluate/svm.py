@@ -282,7 +282,19 @@ def run(job: Job) -> Result:
     best = max((one for one in measured if one.metric == "mAP"), key=lambda one: one.value)
     gone = untested(data)
     notes = [f"No test image shows {', '.join(gone)}: left out of the mean."] if gone else []
+    notes += _fewer_folds(data.train.labels, data.classes, settings)
     return Result(NAME, job.variant, tuple(measured), best=best, details={"layers": details, "notes": notes})
+
+
+def _fewer_folds(labels: NDArray[np.int8], classes: Sequence[str], settings: Settings) -> list[str]:
+    """Say which classes have too few images for all the folds."""
+    few = []
+    for column, name in zip(labels.T, classes, strict=True):
+        used = column[column >= 0] if settings.difficult == "excluded" else column
+        folds = folds_of(used == 1, settings.folds)
+        if folds < settings.folds:
+            few.append(f"{name} ({f'{folds} folds' if folds > 1 else 'none: the first cost'})")
+    return [f"Too few images to cross-validate with {settings.folds} folds: {', '.join(few)}."] if few else []
 
 
 def _measured(layer: str, scores: Scores) -> list[Measurement]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from context_pred.data.images import open_image
-from context_pred.errors import ImageError, InvalidInputError, StoppedError, unknown
+from context_pred.errors import ImageError, InvalidInputError, StoppedError, TrainingDivergedError, unknown
 from context_pred.extract.network import find_device
 from context_pred.extract.work import digest_of_files
 from context_pred.ranks import Ranks
@@ -27,6 +27,7 @@ from context_pred.training.order import GroupedOrder, Order
 from context_pred.training.progress import LossWatch, Progress
 from context_pred.training.run import take_steps
 
+from .features import DamagedImagesError
 from .job import Job
 
 
@@ -133,7 +134,7 @@ def train(job: Job, work: Training) -> Trained:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     loop = Loop(
         model,
-        work.objective,
+        _said(work.objective),
         work.optimizer(model),
         rates,
         order,
@@ -152,9 +153,29 @@ def train(job: Job, work: Training) -> Trained:
     if state is not None:
         loop.load_state(state)
         first = state["step"]
-    seconds, seen = _take(job, work, loop, checkpoints, identity, first, order)
+    try:
+        seconds, seen = _take(job, work, loop, checkpoints, identity, first, order)
+    except TrainingDivergedError as error:  # which says what to do in pretraining
+        raise TrainingDivergedError(f"{str(error).partition(' Try ')[0]} Try a lower learning rate.") from error
     loop.share_statistics()
     return Trained(model.eval(), rates.steps, seen, seconds)
+
+
+def _said(objective: Objective) -> Objective:
+    """Let batch norm's error on a single value say what may be done."""
+
+    def said(model: nn.Module, batch: Any, noise: torch.Generator) -> Any:
+        try:
+            return objective(model, batch, noise)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InvalidInputError(
+                "A step with one image, or one proposal, whose map is 1 × 1 leaves batch norm nothing to average; "
+                "accepted are larger images, crops or proposals' cells, or more of them at a time (--set)."
+            ) from error
+
+    return said
 
 
 def _take(
@@ -257,6 +278,17 @@ def seeded(*key: int) -> Iterator[None]:
 def identity_of(files: Sequence[Path], *more: object) -> str:
     """Tell training data from other: the digest of its paths and of whatever else decides what is learned."""
     return "\0".join([digest_of_files([str(file) for file in files]), *map(repr, more)])
+
+
+def check(files: Sequence[Path], ranks: Ranks) -> None:
+    """Open files, the ranks together, before a training that else would end at the first that is damaged.
+
+    Raises:
+        DamagedImagesError: some cannot be opened; all are named.
+    """
+    found = damaged(files, ranks)
+    if found:
+        raise DamagedImagesError(found)
 
 
 def damaged(files: Sequence[Path], ranks: Ranks) -> dict[str, str]:

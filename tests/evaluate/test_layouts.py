@@ -196,7 +196,13 @@ def test_folders_with_val_and_test_learn_from_both_first(mini: Mini) -> None:
 def test_a_class_that_only_the_test_has(mini: Mini) -> None:
     mini.folders("train", "test")
     mini.photo("test", "catt", "0.jpg")
-    with pytest.raises(InvalidInputError, match=r"have no training images: catt.* Did you mean 'cat'"):
+    with pytest.raises(
+        InvalidInputError,
+        match=r"1 of the classes have test images but no training images: catt.* Did you mean 'cat'.* Add",
+    ):
+        read(mini.root)
+    mini.photo("test", "cow", "0.jpg")
+    with pytest.raises(InvalidInputError, match="2 of the classes have test images but no training images: catt, cow"):
         read(mini.root)
 
 
@@ -251,3 +257,68 @@ def test_leaving_files_out_keeps_labels_beside_files(single: bool) -> None:
     assert left.files == (Path("c"),)
     assert left.single.tolist() == [2]
     assert left.original == split.files
+
+
+@pytest.mark.parametrize("empty", ["train.txt", "test.txt"])
+def test_an_empty_list_is_named(mini: Mini, empty: str) -> None:
+    (mini.lists() / "dataset" / empty).write_text("\n")
+    with pytest.raises(InvalidInputError, match=rf"{empty} lists nothing.*--set lists="):
+        read(mini.root)
+
+
+def test_lists_that_are_not_there_are_named(mini: Mini) -> None:
+    with pytest.raises(InvalidInputError, match=r"tset\.txt is missing; lists names it"):
+        read(mini.lists(), DataOptions(lists="train.txt,tset.txt"))
+
+
+def test_a_layout_asked_for_names_the_piece_that_is_missing(mini: Mini) -> None:
+    mini.folders("train")
+    pieces = {
+        "imagenet": r"val\.txt is missing",
+        "folder": "no train/CLASS beside",
+        "inat18": r"train2018\.json is missing",
+        "voc2007": r"Main is missing.*VOCtrainval",
+    }
+    for layout, words in pieces.items():
+        with pytest.raises(InvalidInputError, match=words):
+            read(mini.root, DataOptions(layout=layout))
+
+
+def test_classes_whose_images_lie_deeper_are_read_when_asked_for(mini: Mini) -> None:
+    for kind in ("fig", "pear"):
+        for number in range(2):
+            mini.photo(kind, "taken in may", f"{number}.jpg")
+    with pytest.raises(InvalidInputError, match="shows no layout"):
+        read(mini.root)
+    assert read(mini.root, DataOptions(layout="single")).classes == ("fig", "pear")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_names_of_classes_counted_from_nought_or_from_one(mini: Mini, first: int) -> None:
+    for name in ("train", "test"):
+        rows = [f"{mini.photo(name, f'{k}.jpg').relative_to(mini.root)} {k + first}" for k in range(3)]
+        mini.lines(f"{name}.txt", rows)
+    mini.lines("classes.txt", ["fig", "pear", "plum"])
+    assert read(mini.root).classes == ("fig", "pear", "plum")
+
+
+def test_voc_names_with_spaces(mini: Mini) -> None:
+    root = mini.voc()
+    main = root / "VOC2007" / "ImageSets" / "Main"
+    for path in main.glob("*.txt"):
+        path.write_text(path.read_text().replace("000005", "my cat 5"))
+    (root / "VOC2007" / "JPEGImages" / "000005.jpg").rename(root / "VOC2007" / "JPEGImages" / "my cat 5.jpg")
+    data = read(root)
+    assert names(data.test)[0] == "my cat 5.jpg"
+    assert data.test.labels[0].tolist() == [1, 1, -1]
+
+
+def test_folders_of_label_maps_are_no_classes(mini: Mini) -> None:
+    mini.folders("", classes=("train", "trainannot", "test", "testannot"))
+    with pytest.raises(InvalidInputError, match="shows no layout"):
+        read(mini.root)
+
+
+def test_lists_of_a_layout_without_any_are_refused(mini: Mini) -> None:
+    with pytest.raises(InvalidInputError, match=r"lists = 'a\.txt,b\.txt'.*the layout folder, which has no lists"):
+        read(mini.folders("train", "test"), DataOptions(lists="a.txt,b.txt"))

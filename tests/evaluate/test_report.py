@@ -63,7 +63,7 @@ def test_figures_of_random_and_supervised_networks_are_listed_and_never_stand_be
     shown = text(result(""))
     table = [line for line in shown.splitlines() if line.startswith("|")]
     assert not any("74.12" in line or "4.35" in line for line in table)
-    assert "74.12 (pool = gap): ImageNet supervised, ImageNet-1k, OpenSelfSup" in shown
+    assert "74.12 (feature5, pool = gap): ImageNet supervised, ImageNet-1k, OpenSelfSup" in shown
 
 
 def test_json_keeps_every_field(tmp_path: Path) -> None:
@@ -126,3 +126,38 @@ def test_every_row_of_low_shot_has_eight_figures() -> None:
         rows.setdefault((figure.source, figure.of), []).append(float(figure.at["k"]))
     assert len(rows) == 4
     assert all(ks == [1, 2, 4, 8, 16, 32, 64, 96] for ks in rows.values())
+
+
+def test_an_option_that_is_not_set_does_not_read_as_a_folder() -> None:
+    one = result(FIRST)
+    said = text(replace(one, ran_on={**one.ran_on, "settings": {"drawn": "", "k": (1, 2)}}))
+    assert "Settings: drawn = '', k = 1 2." in said
+
+
+def test_figures_of_other_models_are_told_in_a_line_a_source() -> None:
+    shown = text(result(FIRST)).splitlines()
+    random = [line for line in shown if "random initialisation" in line]
+    assert random == [
+        "- top-1 11.37 (feature1), 16.21 (feature2), 13.47 (feature3), 9.07 (feature4), 6.54 (feature5), "
+        "4.35 (feature5, pool = gap): random initialisation, ImageNet-1k, OpenSelfSup"
+    ]
+
+
+def test_metrics_of_one_figure_each_share_a_panel(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from context_pred.evaluate.plot import draw
+
+    metrics = ("box AP", "box AP50", "box AP75", "mask AP", "mask AP50", "mask AP75")
+    measured = tuple(Measurement(metric, 0.1, None) for metric in metrics)
+    draw(Result("detection", "coco-fpn", measured, figures("detection", "coco-fpn"), ran_on={}), tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as plot:
+        assert plot.width < 1000
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_script_that_the_font_lacks_is_no_warning(tmp_path: Path) -> None:
+    from context_pred.evaluate.plot import draw
+
+    measured = (Measurement("mIoU", 0.5, None), Measurement("IoU", 0.5, None, {"class": "猫"}))
+    draw(Result("segmentation", None, measured, ran_on={}), tmp_path / "plot.png")

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from click.testing import Result as Outcome
 
 from context_pred import evaluate
+from context_pred.backbones import build_backbone
 from context_pred.cli import main
 from context_pred.errors import ImageError, InvalidInputError
 from context_pred.evaluate import Measurement, Result
@@ -195,7 +196,7 @@ def test_out_that_is_not_ours_or_lies_in_the_data(mini: Mini, tmp_path: Path) ->
         (["--model", "hgo"], ["'hog'"]),
         (["--set", "temprature=1"], ["'temperature'", "skip_damaged"]),
         (["--set", "k"], ["KEY=VALUE"]),
-        (["--set", "k=none"], ["--set k is", "no TOML value"]),
+        (["--set", "k=none"], ["--set k=none: accepted are numbers", "as 1,2"]),
         (["--model", "pixels", "--layer", "feature9"], ["feature9", "pixels"]),
         (["--model", "pixels", "--variant", "imagenet"], ["no variants"]),
         (["--model", "pixels", "--set", "k=700"], ["6 images to learn from"]),
@@ -266,3 +267,27 @@ def test_variants_of_a_protocol_follow_the_data_or_the_choice() -> None:
     assert _variant("linear", module, None, SimpleNamespace(kind="list")) == "imagenet"  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="'places205'"):
         _variant("linear", module, "places", data)
+
+
+def test_a_network_given_from_python_is_said_to_be(mini: Mini, tmp_path: Path) -> None:
+    from context_pred.evaluate import FeatureMaps
+
+    maps = FeatureMaps(build_backbone("resnet18"), "my network")
+    said = str(run(maps, mini.folders("train", "test"), tmp_path / "out"))
+    assert "The model was given from Python; in the command 'my network' stands for it." in said
+    assert "given from Python" not in str(run("pixels", mini.root, tmp_path / "pixels"))
+
+
+def test_features_are_not_kept_where_they_would_become_a_class(mini: Mini, tmp_path: Path) -> None:
+    data = mini.folders("", each=3)
+    with pytest.raises(InvalidInputError, match=r"features='.*feat' lies within the data"):
+        run("pixels", data, tmp_path / "out", features=data / "feat")
+    mini.folders("train", "test")
+    run("pixels", data, tmp_path / "out", features=data / "feat")
+
+
+def test_images_that_are_learned_from_and_asked_are_told(mini: Mini, tmp_path: Path) -> None:
+    data = mini.lists()
+    said = str(run("pixels", data, tmp_path / "out", {"lists": "train.txt+test.txt,test.txt"}))
+    assert "3 files are listed twice; figures on images that were learned from say little." in said
+    assert "listed twice" not in str(run("pixels", data, tmp_path / "usual"))

@@ -240,3 +240,17 @@ def test_a_class_without_test_images_stays_out_of_the_mean(arrays: Arrays, tmp_p
     assert "cat" in result.details["notes"][0]
     whole = svm.fit_and_score(*arrays.given(), CLASSES, FEW, cache=tmp_path / "alone")
     assert result.measured[0].value == pytest.approx(np.mean(whole.precision[1:]))
+
+
+def test_classes_with_too_few_images_for_the_folds_are_told(arrays: Arrays, tmp_path: Path) -> None:
+    labels = arrays.labels.copy()
+    shows = np.flatnonzero(labels[:, 0] == 1), np.flatnonzero(labels[:, 1] == 1)
+    labels[shows[0][1:], 0] = 0
+    labels[shows[1][2:], 1] = 0
+    few = Arrays(arrays.train, labels, *arrays.given()[2:])
+    notes = svm.run(job_of({"feature1": few}, FEW, tmp_path)).details["notes"]
+    said = (
+        f"Too few images to cross-validate with 3 folds: {CLASSES[0]} (none: the first cost), {CLASSES[1]} (2 folds)."
+    )
+    assert said in notes
+    assert not svm.run(job_of({"feature1": arrays}, FEW, tmp_path / "enough")).details["notes"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from processes import in_ranks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from context_pred.errors import InvalidInputError, StoppedError
+from context_pred.errors import InvalidInputError, StoppedError, TrainingDivergedError
 from context_pred.evaluate import sources, trained
 from context_pred.evaluate.job import Job
 from context_pred.training.loop import StopRequest
@@ -140,3 +141,28 @@ def test_frozen_protocols_are_the_same_on_two_ranks(mini: Mini, tmp_path: Path) 
         tables.append([[line for line in process.output.splitlines() if line.startswith("|")] for process in done])
         assert (out / "result.json").is_file()
     assert tables[0][0] == tables[1][0] == tables[1][1] != []
+
+
+def test_damaged_images_are_told_from_another_process_too() -> None:
+    import pickle
+
+    from context_pred.evaluate.features import DamagedImagesError
+
+    error = DamagedImagesError({"a.jpg": "not an image"})
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.errors, str(again)) == (error.errors, str(error))
+
+
+def test_a_step_of_a_single_value_says_what_may_be_done(tmp_path: Path) -> None:
+    work = dataclasses.replace(training(Points(4), images=1), model=nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+    with pytest.raises(InvalidInputError, match=r"leaves batch norm nothing to average; accepted are larger images"):
+        trained.train(job(tmp_path), work)
+
+
+def test_divergence_does_not_send_to_pretrainings_files(tmp_path: Path) -> None:
+    work = dataclasses.replace(
+        training(Points()),
+        objective=lambda model, batch, noise: (model(batch[0]).sum() * torch.nan, torch.zeros(()), 1),
+    )
+    with pytest.raises(TrainingDivergedError, match=r"diverged at step 1 .*\. Try a lower learning rate\.$"):
+        trained.train(job(tmp_path), work)

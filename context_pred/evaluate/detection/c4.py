@@ -6,7 +6,6 @@ mmselfsup 0.x ``configs/benchmarks/mmdetection/voc0712/faster_rcnn_r50_c4_mstrai
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -107,7 +106,8 @@ def split(backbone: nn.Module, what: str) -> tuple[nn.Sequential, list[nn.Module
     if len(parts) != 8 or not all(isinstance(stage, nn.Sequential) for stage in stages):
         raise InvalidInputError(
             f"{what} is no ResNet that can be taken apart: the C4 detector needs conv1, bn1, relu, maxpool and "
-            "stages layer1 … layer4. Accepted: resnet18 … resnet152, of the zoo, random: or timm's features_only."
+            "stages layer1 … layer4. Accepted: resnet18 … resnet152, of the zoo, random:, timm's features_only, or "
+            "torchvision's in an IntermediateLayerGetter (torchvision.models._utils) up to layer4."
         )
     channels, x = [], torch.zeros(1, 3, 64, 64, device=next(whole.parameters()).device)
     was_training = whole.training
@@ -161,7 +161,7 @@ def run(job: Job) -> Result:
     if data.lacks:
         raise InvalidInputError(data.lacks)
     transform = settings.transform(job.preprocessing)
-    backbone = copy.deepcopy(job.source.model.backbone).requires_grad_(True)
+    backbone = job.source.model.backbone.thawed()
 
     def score(found: list[Detections]) -> dict[str, Any]:
         return figures(data, found, settings.form)

@@ -14,6 +14,7 @@ from torchvision.transforms.v2.functional import InterpolationMode
 
 from context_pred.data.decode import Photo
 from context_pred.errors import InvalidInputError
+from context_pred.evaluate.features import opening
 from context_pred.extras import need
 
 from .boxes import BoxedImage
@@ -66,7 +67,8 @@ class DetectionExamples:
             "masks", uint8 (n, H, W), 0 or 1.
         """
         one = self.images[image]
-        pixels = Photo(one.path).pixels()
+        with opening(one.path):
+            pixels = Photo(one.path).pixels()
         height, width = pixels.shape[1:]
         short = self.short_sides[int(torch.randint(len(self.short_sides), (), generator=generator))]
         mirrored = bool(torch.rand((), generator=generator) < self.flip)

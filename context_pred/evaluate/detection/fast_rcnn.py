@@ -28,7 +28,7 @@ from ..job import Job, Result
 from ..trained import Training, device_of, measured_batches, train
 from . import paper, rescaling
 from .average_precision import Detections
-from .paper import FineTuning
+from .paper import FineTuning, data_of
 from .proposals import at_least_one, shares
 from .regions import Examples, Loaded, RegionOptions, coder_of, edges, packed, stored_size
 from .tower import Tower
@@ -249,7 +249,7 @@ def detect(
 def run(job: Job) -> Result:
     """Search proposals, start the detector from data, train it, test it."""
     settings: Settings = job.settings
-    data = paper.data_of(str(job.variant), job.data)
+    data = data_of(str(job.variant), job.data)
     model = built(job, len(data.classes))
     train_boxes, test_boxes = paper.proposals_of(job, data)
     examples = Examples(data.train, train_boxes, settings, training=True)

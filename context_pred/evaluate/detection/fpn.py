@@ -5,7 +5,6 @@ Source: METHOD C11; mmselfsup 0.x ``configs/benchmarks/mmdetection/coco/mask_rcn
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -292,13 +291,15 @@ def run(job: Job) -> Result:
     """
     settings: Settings = job.settings
     data: BoxedImages = job.data
-    if not any(image.outlines for image in data.train):
+    bare = [one for one in (*data.train, *data.test) if len(one) and not (one.outlines and all(one.outlines))]
+    if bare:
         raise InvalidInputError(
-            f"{data.name} ({data.kind} layout) has boxes without outlines, and {job.variant} learns masks. "
-            "Accepted: data in COCO's layout; for boxes alone --variant voc0712-c4."
+            f"{data.name} ({data.kind} layout) has boxes without outlines (segmentation), the first of them of "
+            f"{bare[0].path}, and {job.variant} learns masks. Accepted: data in COCO's layout with an outline for each "
+            "box; for boxes alone --variant voc0712-c4."
         )
     transform = settings.transform(job.preprocessing)
-    backbone = copy.deepcopy(job.source.model.backbone).requires_grad_(True)
+    backbone = job.source.model.backbone.thawed()
     work = Work(
         build=lambda: build(backbone, len(data.classes), settings, transform, job.source.name),
         rates=lambda per_epoch: rates(settings, per_epoch),

@@ -25,6 +25,7 @@ from context_pred.extras import need
 from context_pred.ranks import Ranks
 from context_pred.training import keys
 
+from ..features import opening
 from ..kept import digest
 from ..parallel import run_jobs
 from .boxes import BoxedImage
@@ -180,7 +181,11 @@ def search(image: NDArray[np.uint8], options: ProposalOptions = ProposalOptions(
 
 def _searched(paths: Sequence[str], options: ProposalOptions, target: str) -> None:
     """Search some images, and keep their boxes in a file."""
-    found = [search(np.asarray(open_image(path)), options) for path in paths]
+    found = []
+    for path in paths:
+        with opening(Path(path)):
+            image = np.asarray(open_image(path))
+        found.append(search(image, options))
     draft = Path(f"{target}.{os.getpid()}.tmp")
     with storing(Path(target)):
         with open(draft, "wb") as file:

@@ -34,7 +34,7 @@ from . import paper, rescaling
 from .average_precision import Detections
 from .boxes import BoxedImage
 from .mining import Detectors, Floats, SvmOptions, train_detectors
-from .paper import FineTuning
+from .paper import FineTuning, data_of
 from .proposals import Boxes, at_least_one, shares
 from .tower import Tower, without_batch_norm
 from .windows import Cut, WindowExamples, warped, whole
@@ -244,7 +244,7 @@ def features_of(
 def run(job: Job) -> Result:
     """Search proposals, fine-tune, train the SVMs, test them."""
     settings: Settings = job.settings
-    data = paper.data_of(str(job.variant), job.data)
+    data = data_of(str(job.variant), job.data)
     model = built(job, len(data.classes))
     train_boxes, test_boxes = paper.proposals_of(job, data)
     examples = WindowExamples(

@@ -20,6 +20,7 @@ from context_pred.data.images import open_image
 from context_pred.data.transforms import EvalTransform
 from context_pred.errors import InvalidInputError
 
+from ..features import opening
 from .average_precision import overlaps
 from .boxes import BoxedImage
 from .proposals import Boxes, ProposalOptions, at_least_one, shares
@@ -118,7 +119,8 @@ class Examples:
     def example(self, image: int, generator: torch.Generator) -> Loaded:
         """Load one image."""
         boxed, proposals = self.images[image], self.proposals[image]
-        pixels = TF.pil_to_tensor(open_image(boxed.path))
+        with opening(boxed.path):
+            pixels = TF.pil_to_tensor(open_image(boxed.path))
         if not self.training:
             return self._loaded(pixels, proposals, torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
         objects = boxed.boxes
@@ -126,8 +128,8 @@ class Examples:
             pixels, objects, proposals = pixels.flip(-1), mirrored(objects, pixels), mirrored(proposals, pixels)
         boxes = np.concatenate([objects, proposals])
         chosen, labels, matched = drawn(boxes, objects, boxed.labels, self.settings, generator)
-        rois = boxes[chosen]
-        return self._loaded(pixels, rois, labels, targets(rois, objects[matched], labels, self.settings))
+        rois, own = boxes[chosen], objects[matched] if len(objects) else objects
+        return self._loaded(pixels, rois, labels, targets(rois, own, labels, self.settings))
 
     def _loaded(self, pixels: Tensor, rois: Boxes, labels: Tensor, shifts: Tensor) -> Loaded:
         scale = scale_of(pixels, self.settings)

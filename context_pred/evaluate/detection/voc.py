@@ -127,9 +127,9 @@ class _Gaps:
         self.outside: list[str] = []
 
     def notes(self) -> list[str]:
-        kinds = ((self.empty, "have no area"), (self.outside, "lie outside of their image"))
+        kinds = ((self.empty, "without an area"), (self.outside, "outside of their image"))
         return [
-            f"{len(found):,} boxes {what} and were left out: {', '.join(found[:_NAMED])}"
+            f"Boxes {what}, left out: {len(found):,}, of {', '.join(found[:_NAMED])}"
             f"{' …' if len(found) > _NAMED else '.'}"
             for found, what in kinds
             if found
@@ -150,11 +150,15 @@ def _split(root: Path, lists: str, archive: str, options: DataOptions, gap: _Gap
             there = sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)
             where = f"it is published in {archive}" if archive else f"lists there are: {', '.join(there) or 'none'}"
             raise InvalidInputError(f"{path} is missing; {where}.")
-        ids = [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        if not ids:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        if not lines:
             raise InvalidInputError(f"{path} lists no image.")
-        for one in ids:
-            size, marks = _annotation(root / "Annotations" / f"{one}.xml", archive)
+        for line in lines:
+            whole = (root / "Annotations" / f"{line}.xml").is_file()  # a name with spaces; else a flag stands after it
+            one = line if whole else line.split()[0]
+            named = f"{path.name} names it; an image without objects needs one, too, without any object in it"
+            where = f"it is published in {archive}" if archive else named
+            size, marks = _annotation(root / "Annotations" / f"{one}.xml", where)
             found.append((find(one), size, tuple(mark for mark in marks if _sound(one, size, mark, options, gap))))
     return found
 
@@ -172,14 +176,14 @@ def _finder(folder: Path, archive: str) -> Callable[[str], Path]:
     return find
 
 
-def _annotation(path: Path, archive: str) -> tuple[tuple[int, int], list[_Marked]]:
+def _annotation(path: Path, where: str) -> tuple[tuple[int, int], list[_Marked]]:
     """Read (width, height) and objects; parts of objects (VOC2012's heads and hands) are none."""
     try:
         root = ET.parse(path).getroot()
         size = (int(root.findtext("size/width") or 0), int(root.findtext("size/height") or 0))
         return size, [_object(one) for one in root.findall("object")]
     except FileNotFoundError as error:
-        raise InvalidInputError(f"{path} is missing{f'; it is published in {archive}' if archive else ''}.") from error
+        raise InvalidInputError(f"{path} is missing; {where}.") from error
     except (ET.ParseError, ValueError, TypeError, OSError) as error:
         raise InvalidInputError(f"{path} is no annotation in VOC's format: {error}") from error
 

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from context_pred.data.images import open_image
 
+from ..features import opening
 from .average_precision import overlaps
 from .boxes import BoxedImage
 from .proposals import Boxes
@@ -122,7 +123,8 @@ class WindowExamples:
     def example(self, image: int, generator: torch.Generator) -> Cut:
         """Load one image."""
         boxed, boxes = self.images[image], self.proposals[image]
-        pixels = TF.pil_to_tensor(open_image(boxed.path))
+        with opening(boxed.path):
+            pixels = TF.pil_to_tensor(open_image(boxed.path))
         if not self.windows:
             return Cut(
                 pixels, torch.from_numpy(boxes), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)

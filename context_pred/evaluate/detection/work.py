@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from context_pred.errors import InvalidInputError, storing
 from context_pred.evaluate.job import Job
-from context_pred.evaluate.trained import Training, device_of, identity_of, measured_batches, seeded, train
+from context_pred.evaluate.trained import Training, check, device_of, identity_of, measured_batches, seeded, train
 from context_pred.training.loop import PRECISIONS, Rates
 
 from .average_precision import Detections
@@ -58,6 +58,7 @@ def trained_and_tested(job: Job, work: Work) -> tuple[dict[str, Any], list[str]]
     for part, images in (("to learn from", data.train), ("to test with", data.test)):
         if not any(map(len, images)):
             raise InvalidInputError(f"{data.name} has no boxes {part}.")
+    check([one.path for one in data.test], job.ranks)
     _record(job, settings)
     with seeded(job.seed, _HEADS):
         model = work.build()

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from context_pred.data.transforms import EvalTransform
-from context_pred.errors import InvalidInputError, storing
+from context_pred.errors import ImageError, InvalidInputError, storing
 from context_pred.evaluate.job import Job, Measurement, Result
 from context_pred.evaluate.trained import Training, device_of, head_groups, identity_of, measured_batches, seeded, train
 from context_pred.extras import need
@@ -173,6 +173,7 @@ def run(job: Job) -> Result:
     if transform.in_channels != 3:
         raise InvalidInputError(f"{job.source.name} takes {transform.in_channels} channels; segmentation needs RGB, 3.")
     job.record["images"] = _images(settings, transform)
+    _check_tests(job)
     done = train(job, _training(job))
     confusion = _measured(job, done.model)
     notes = _notes(job, confusion, data.classes)
@@ -185,6 +186,20 @@ def run(job: Job) -> Result:
         "training_seconds": round(done.seconds, 1),
     }
     return Result(NAME, job.variant, tuple(measurements(confusion, data.classes)), details=details)
+
+
+def _check_tests(job: Job) -> None:
+    """Read the test's photographs and label maps before the training, which else would end at the first bad one."""
+    found: list[ImageError] = []
+    for pair in job.data.test[job.ranks.rank :: job.ranks.count]:
+        try:
+            load(pair, job.data.coding)
+        except ImageError as error:
+            found.append(error)
+            break
+    bad = [one for part in job.ranks.gather(found) for one in part]
+    if bad:
+        raise bad[0]
 
 
 class SegmentationObjective:
@@ -219,7 +234,7 @@ def _training(job: Job) -> Training:
     data: LabelMaps = job.data
     with seeded(job.seed, 20):
         model = FCN(
-            job.source.model.backbone,
+            job.source.model.backbone.thawed(),
             len(data.classes),
             output_stride=settings.output_stride,
             channels=settings.channels,
@@ -348,8 +363,13 @@ def _images(settings: Settings, transform: EvalTransform) -> str:
 def _notes(job: Job, confusion: NDArray[np.int64], classes: tuple[str, ...]) -> list[str]:
     notes = []
     absent = [name for name, count in zip(classes, confusion.sum(1).tolist(), strict=True) if not count]
+    predicted = [name for name, count in zip(classes, confusion.sum(0).tolist(), strict=True) if count]
     if absent:
-        notes.append(f"Classes without a pixel in the test images: {', '.join(absent)}.")
+        wrong = [name for name in absent if name in predicted]
+        said = [f"Classes without a pixel in the test images: {', '.join(absent)}"]
+        said += [f"{', '.join(wrong)} were predicted all the same and count as 0"] if wrong else []
+        said += [f"{'the others' if wrong else 'they'} stay out of the mean"] if len(wrong) < len(absent) else []
+        notes.append(f"{'; '.join(said)}.")
     if job.ranks.count > 1 and device_of(job).type == "cpu":
         notes.append("Batch norm saw the images of each process by itself: torch synchronises it on GPUs alone.")
     return notes

@@ -18,6 +18,7 @@ from torch import Tensor
 from context_pred.data.images import open_image
 from context_pred.data.transforms import EvalTransform
 from context_pred.errors import ImageError
+from context_pred.evaluate.features import opening
 from context_pred.extras import need
 
 from .label_maps import IGNORED, Coding, Pair
@@ -149,7 +150,8 @@ def load(pair: Pair, coding: Coding) -> tuple[Pixels, Pixels]:
     Raises:
         ImageError: one cannot be read, or their sizes differ.
     """
-    pixels = np.array(open_image(pair.image))
+    with opening(pair.image):
+        pixels = np.array(open_image(pair.image))
     labels = coding.read(pair.labels)
     if labels.shape != pixels.shape[:2]:
         raise ImageError(

@@ -93,7 +93,7 @@ class FCN(nn.Module):
     ) -> None:
         super().__init__()
         self.align_corners = align_corners
-        self.backbone = copy.deepcopy(backbone).train().requires_grad_(True)
+        self.backbone = copy.deepcopy(backbone).train()
         for module in self.backbone.modules():
             if isinstance(module, RepeatedBatchNorm2d):
                 module.repeats = 1.0

@@ -59,6 +59,8 @@ def read(folder: str | Path, options: DataOptions = _USUAL) -> LabelMaps:
         place: next((name for name, layout in layouts.items() if layout.shows(place)), "") for place in (root, *beneath)
     }
     places = [root] if shown[root] else [place for place in beneath if shown[place]]
+    if not places and options.layout:
+        places, shown[root] = [root], options.layout  # its reader names the piece that is missing
     if len(places) != 1:
         several = f" (several subfolders show one: {', '.join(p.name for p in places)})" if places else ""
         names = sorted(path.name for path in root.iterdir())[:12]
@@ -208,8 +210,8 @@ def _asked(splits: str, there: Collection[str], folder: Path) -> tuple[list[str]
         names = [name for name in ("train", "val", "test") if name in there]
         if len(names) < 2 or names[0] != "train":
             raise InvalidInputError(
-                f"{folder} has {', '.join(names)}; accepted: train and at least one of val and test, or "
-                "--set splits=TRAIN[+MORE],TEST."
+                f"{folder} has the splits {', '.join(names) or 'none'}; accepted: train and at least one of val and "
+                "test, or --set splits=TRAIN[+MORE],TEST."
             )
         return names[:-1], names[-1:]
     parts = [[name.strip() for name in part.split("+") if name.strip()] for part in splits.split(",")]

@@ -104,8 +104,8 @@ def test_boxes_without_area_or_outside_are_left_out_and_said_so(marked: Marked) 
     data = read(folder)
     assert len(data.train[1]) == 1
     notes = "\n".join(data.notes)
-    assert "1 boxes have no area and were left out: b RBC." in notes
-    assert "1 boxes lie outside of their image and were left out: b WBC." in notes
+    assert "Boxes without an area, left out: 1, of b RBC." in notes
+    assert "Boxes outside of their image, left out: 1, of b WBC." in notes
 
 
 def test_images_may_have_another_ending(marked: Marked) -> None:
@@ -207,3 +207,20 @@ def test_damaged_images_can_be_left_out(marked: Marked) -> None:
     less = data.without([str(data.train[0].path), str(data.test[2].path)])
     assert (len(less.train), len(less.test)) == (5, 2)
     assert "2 damaged images were left out" in less.notes[-1]
+
+
+def test_names_with_spaces(marked: Marked) -> None:
+    folder = marked.own()
+    for place, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+        (folder / place / f"c.{suffix}").rename(folder / place / f"drop of blood.{suffix}")
+    marked.mini.lines("blood/ImageSets/Main/test.txt", ["drop of blood"])
+    assert read(folder).test[0].path.name == "drop of blood.jpg"
+    marked.mini.lines("blood/ImageSets/Main/test.txt", ["a  1"])
+    assert read(folder).test[0].path.name == "a.jpg"
+
+
+def test_an_image_without_its_annotation_says_who_names_it_and_what_to_write(marked: Marked) -> None:
+    folder = marked.own()
+    (folder / "Annotations" / "b.xml").unlink()
+    with pytest.raises(InvalidInputError, match=r"b\.xml is missing; val\.txt names it; an image without objects"):
+        read(folder)

@@ -278,9 +278,19 @@ def test_bad_input(marked: Marked, tmp_path: Path) -> None:
     (data / "JPEGImages" / "a.jpg").write_text("words")
     outcome = call(data, tmp_path / "f", small(steps=1))
     assert outcome.exit_code == 2
-    assert "a.jpg" in outcome.stderr
+    assert "1 of the images cannot be opened: " in outcome.stderr.splitlines()[-1]
+    assert "a.jpg (not an image" in outcome.stderr
+    assert "--set skip_damaged=true" in outcome.stderr
     left = run(data, tmp_path / "g", small(steps=1, skip_damaged=True))
     assert "1 damaged images were left out" in str(left)
+
+
+def test_damaged_test_images_are_named_before_the_training(marked: Marked, tmp_path: Path) -> None:
+    data = marked.own()
+    (data / "JPEGImages" / "c.jpg").write_text("words")
+    outcome = call(data, tmp_path / "out", small(steps=1))
+    assert "c.jpg (not an image" in outcome.stderr
+    assert not (tmp_path / "out" / "seed-0").exists()
 
 
 def test_images_without_boxes_are_background(marked: Marked, tmp_path: Path) -> None:
@@ -292,6 +302,18 @@ def test_images_without_boxes_are_background(marked: Marked, tmp_path: Path) -> 
         marked.annotated("blood", name, [])
     with pytest.raises(InvalidInputError, match="no boxes to learn from"):
         run(data, tmp_path / "none", small())
+
+
+def test_torchvisions_resnets_are_taken_apart_where_their_stages_are_whole() -> None:
+    from torchvision.models import resnet18
+    from torchvision.models._utils import IntermediateLayerGetter
+
+    from context_pred.evaluate.sources import FeatureMaps
+
+    network = resnet18(weights=None)
+    maps = FeatureMaps(IntermediateLayerGetter(network, {f"layer{k}": f"feature{k + 1}" for k in range(1, 5)}), "r18")
+    stem, stages, channels = c4.split(maps.backbone, "r18")
+    assert (stem[0], stages[3], channels) == (network.conv1, network.layer4, [64, 128, 256, 512])
 
 
 def test_timms_resnets_are_taken_apart_too() -> None:

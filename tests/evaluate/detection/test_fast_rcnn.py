@@ -104,6 +104,18 @@ def test_rois_are_drawn_by_their_overlap() -> None:
     assert len(set(chosen.tolist())) == 64
 
 
+def test_an_image_without_objects_gives_background_alone(marked: Marked) -> None:
+    marked.own()
+    marked.annotated("blood", "b", [])
+    data = read(marked.root / "blood")
+    assert len(data.train[1]) == 0
+    proposals = np.array([[0, 0, 9, 9], [5, 5, 30, 20]], np.float32)
+    one = Examples(data.train, [proposals] * 2, Settings(**SMALL), training=True).example(
+        1, torch.Generator().manual_seed(0)
+    )
+    assert (len(one.rois), one.labels.tolist(), one.targets.tolist()) == (2, [0, 0], [[0.0] * 4] * 2)
+
+
 def test_targets_are_shifts_in_sides_of_the_roi_divided_by_the_std() -> None:
     rois = np.array([[10, 20, 29, 59], [3, 0, 14, 9]], np.float32)  # 20 × 40, 12 × 10
     objects = np.array([[14, 24, 53, 43], [0, 0, 9, 9]], np.float32)  # 40 × 20
@@ -254,6 +266,10 @@ def test_from_command_to_table(marked: Marked, tmp_path: Path) -> None:
     assert "51.10" in outcome.stdout
     assert "45.60: K-means" in outcome.stdout
     assert "Of these VOC2007 alone was used: 4 images to learn from, 3 to test with." in outcome.stdout
+    assert {name: record["ran_on"]["data"][name] for name in ("kind", "train", "test")} == {
+        "kind": "voc2007", "train": 4, "test": 3
+    }  # fmt: skip
+    assert "VOC2007 has 5,011 and 4,952 images, and these are 4 and 3" in outcome.stdout
     assert "short_side = 64" in outcome.stdout
     assert "No weights of the paper's tower come with this library" in outcome.stdout
     assert "shorter side 64 px" in record["ran_on"]["images"]

@@ -176,6 +176,13 @@ def test_perfect_detections_have_perfect_figures(marked: Marked) -> None:
 def test_bad_input(marked: Marked, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"boxes without outlines.*--variant voc0712-c4"):
         _run.run("detection", "random:resnet18", marked.own(), out=tmp_path / "a", variant="coco-fpn", device="cpu")
+    path = marked.coco() / "annotations" / "instances_val2017.json"
+    record = json.loads(path.read_text())
+    for one, outline in zip(record["annotations"], ([], None), strict=False):
+        one["segmentation"] = outline
+    path.write_text(json.dumps(record))
+    with pytest.raises(InvalidInputError, match=r"boxes without outlines.*val2017/000000000001\.jpg.*voc0712-c4"):
+        _run.run("detection", "random:resnet18", marked.root / "coco", out=tmp_path / "c", device="cpu")
     with pytest.raises(InvalidInputError, match=r"random:contextnet has maps of strides .*needs 4, 8, 16, 32"):
         _run.run("detection", "random:contextnet", marked.coco(), out=tmp_path / "b", device="cpu")
 

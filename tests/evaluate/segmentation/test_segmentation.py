@@ -205,6 +205,18 @@ def test_command_prints_the_table_and_writes_everything(maps: Maps, tmp_path: Pa
     assert len(list((tmp_path / "out/seed-0/pictures").glob("*.png"))) == 1
 
 
+def test_classes_that_no_test_image_shows_are_told_with_what_becomes_of_them(maps: Maps, tmp_path: Path) -> None:
+    work = job(read(maps.camvid((2, 1, 1))), tmp_path, Settings())
+    first = "Classes without a pixel in the test images"
+    for predicted, said in (
+        ([4, 0, 0], f"{first}: b, c; they stay out of the mean."),
+        ([3, 1, 0], f"{first}: b, c; b were predicted all the same and count as 0; the others stay out of the mean."),
+        ([2, 1, 1], f"{first}: b, c; b, c were predicted all the same and count as 0."),
+    ):
+        confusion = np.array([predicted, [0, 0, 0], [0, 0, 0]])
+        assert segmentation._notes(work, confusion, ("a", "b", "c")) == [said]
+
+
 def truths_of(folder: Path, more: list[str]) -> Any:
     from context_pred.evaluate.segmentation.examples import load
     from context_pred.evaluate.segmentation.label_maps import DataOptions
@@ -313,6 +325,25 @@ def test_a_bad_label_map_ends_the_command_with_its_name(maps: Maps, tmp_path: Pa
     outcome = call(data, tmp_path / "out")
     assert outcome.exit_code == 2
     assert "trainannot/000.png: a label map of 10×10 px for an image of 64×48 px" in outcome.stderr.splitlines()[-1]
+
+
+def test_bad_test_files_are_named_before_the_training(maps: Maps, tmp_path: Path) -> None:
+    data = maps.camvid((2, 1, 1))
+    maps.labels(np.full((48, 64), 9, np.uint8), "testannot", "000.png")
+    outcome = call(data, tmp_path / "out", "--set", "classes=a,b,c,d")
+    assert "testannot/000.png: a label map with the value 9" in outcome.stderr.splitlines()[-1]
+    (data / "test" / "000.png").write_text("words")
+    outcome = call(data, tmp_path / "out", "--set", "classes=a,b,c,d")
+    assert "test/000.png (not an image" in outcome.stderr.splitlines()[-1]
+    assert "--set skip_damaged=true" in outcome.stderr.splitlines()[-1]
+    assert not (tmp_path / "out" / "seed-0").exists()
+
+
+def test_a_layout_asked_for_names_the_piece_that_is_missing(maps: Maps) -> None:
+    data = maps.camvid((2, 1, 1))
+    for layout, words in (("cityscapes", "leftImg8bit_trainvaltest"), ("voc12aug", "VOCtrainval_11-May-2012")):
+        with pytest.raises(InvalidInputError, match=words):
+            read(data, segmentation.DataOptions(layout=layout))
 
 
 def test_one_channel_models_are_refused(maps: Maps, tmp_path: Path) -> None:
