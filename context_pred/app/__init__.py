@@ -118,6 +118,12 @@ def serve(
         open_browser: Open the page in the browser.
         progress: Show a bar while images are indexed.
         say: Told the page's address once it is up.
+        model: As in ``build``.
+        index: As in ``build``.
+        patches: As in ``build``.
+        seed: As in ``build``.
+        limits: As in ``build``.
+        device: As in ``build``.
 
     Raises:
         InvalidInputError: the port is taken (the message names a free one); or as ``build``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ class Limits:
         megapixels: Width × height, in 1,000,000 px, asked of the file's header before a pixel is decoded.
         ratio: Longer side over shorter side.
         files: Files at once, where several are taken.
+
+    Raises:
+        InvalidInputError: a limit that lets nothing through.
     """
 
     megabytes: float = 20
@@ -37,8 +41,8 @@ class Limits:
     def __post_init__(self) -> None:
         """Check the numbers."""
         for name in ("megabytes", "megapixels", "ratio", "files"):
-            if not getattr(self, name) > 0:
-                raise InvalidInputError(f"{name}={getattr(self, name)!r}; accepted: a number above 0.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidInputError(f"{name}={getattr(self, name)!r}; accepted: a finite number above 0.")
 
     @property
     def bytes(self) -> int:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from context_pred.data.files import find_images
 from context_pred.data.images import open_image, to_rgb
-from context_pred.errors import InvalidInputError, unknown
+from context_pred.errors import InvalidInputError, check_whole_number, unknown
 from context_pred.extract.network import Network, find_device
 from context_pred.extract.work import differences
 from context_pred.geometry import scaled
@@ -36,6 +36,8 @@ from .search import EXACT_ROWS, FEWEST_CODED, PROBES, Floats, Rows, best_of_grou
 
 if TYPE_CHECKING:
     from context_pred.model import ContextPredictionModel
+
+__all__ = ["Match", "NeighborIndex"]
 
 KINDS: Mapping[str, int | None] = {"auto": EXACT_ROWS, "exact": None, "ivf": FEWEST_CODED}
 """From how many rows on a part gets an inverted file."""
@@ -58,6 +60,9 @@ class Match:
 
 class NeighborIndex:
     """Vectors of photographs or patches in a folder, memory-mapped. ``build``, ``of`` and ``load`` make one.
+
+    Args:
+        manifest: What its ``index.json`` says; ``load`` reads it.
 
     Attributes:
         folder: Where it lies.
@@ -110,7 +115,8 @@ class NeighborIndex:
             out: The index' folder.
             layer: The layer to compare.
             patches: Index the patches of a grid instead of whole images.
-            pool: "gap", "grid" or "none", as in ``extract.run``; of patches "gap" or "none".
+            pool: "gap", "grid" or "none", as in ``extract.run``; of patches "gap", "quarters" or "none", as in
+                ``patch_features``.
             grid: Where patches lie; None: ``usual_grid``.
             kind: "exact": all vectors are compared. "ivf": an inverted file finds most of the nearest (a part of fewer
                 than ``FEWEST_CODED`` vectors has none). "auto": an inverted file from ``EXACT_ROWS`` vectors on.
@@ -144,7 +150,7 @@ class NeighborIndex:
             if manifest.settings != settings and not overwrite:
                 raise InvalidInputError(
                     f"{folder} has an index made with other settings: {differences(manifest.settings, settings)}. "
-                    "Overwrite it with overwrite=True, or choose another folder."
+                    "Overwrite it with overwrite=True, remove it, or choose another folder."
                 )
         index = cls(folder, Manifest(settings, {}, manifest.made) if overwrite else manifest, model)
         index._replaces = overwrite
@@ -166,9 +172,11 @@ class NeighborIndex:
         Raises:
             InvalidInputError: no rows, another number of names, or a folder with other files.
             StorageError: the folder cannot be written to.
+            UnknownNameError: no such kind.
         """
         if kind not in KINDS:
             raise unknown("kind of index", kind, KINDS)
+        vectors = vectors if hasattr(vectors, "shape") else np.asarray(vectors, np.float32)
         if len(vectors) == 0 or (names is not None and len(names) != len(vectors)):
             raise InvalidInputError(f"{len(vectors)} vectors, {names and len(names)} names; accepted: as many, not 0.")
         folder = Path(out)
@@ -233,6 +241,13 @@ class NeighborIndex:
 
         The index in the folder stays as it was until all is ready, and then changes at once; a call that was stopped
         goes on where it ended when it is made again.
+
+        Args:
+            images: As ``find_images`` takes them.
+            batch_size: Images at once; None: 32, of patches 8.
+            workers: As in ``extract.run``.
+            device: Where to compute, as in ``extract.run``.
+            progress: Show a bar.
 
         Returns:
             How many images were added.
@@ -306,12 +321,18 @@ class NeighborIndex:
             InvalidInputError: vectors of another length, or numbers out of their range.
         """
         queries = self._queries(vectors)
-        _check_count("k", k, 1)
-        _check_count("probes", probes, 0)
+        check_whole_number("k", k, 1)
+        check_whole_number("probes", probes, 0)
         return search_parts(self._parts, queries, k, probes)
 
     def _queries(self, vectors: Any) -> Floats:
-        queries = normalized(np.asarray(vectors))
+        asked = np.asarray(vectors)
+        if asked.ndim < 2 or asked.dtype.kind not in "fiu":
+            raise InvalidInputError(
+                f"Vectors of shape {asked.shape} and type {asked.dtype}; accepted: numbers (Q, …), a row a vector; of "
+                "a single one vector[None]."
+            )
+        queries = normalized(asked)
         width = self._parts[0].vectors.shape[1]
         if queries.shape[1] != width:
             raise InvalidInputError(
@@ -323,12 +344,24 @@ class NeighborIndex:
         return queries
 
     def image_of(self, rows: Rows | Sequence[int]) -> Rows:
-        """Return the number of the image of each row, an index into ``paths``."""
+        """Return the number of the image of each row, an index into ``paths``.
+
+        Args:
+            rows: Numbers of vectors, int (n,).
+        """
         return np.searchsorted(self.starts, np.asarray(rows), side="right") - 1
 
     def vectors(self, rows: Rows | Sequence[int]) -> Floats:
-        """Return some of the index' vectors, normalised: float32 (n, D)."""
+        """Return some of the index' vectors, normalised: float32 (n, D).
+
+        Args:
+            rows: Numbers of vectors, int (n,).
+
+        Raises:
+            InvalidInputError: a row that is not there, −1 too.
+        """
         rows = np.asarray(rows, np.int64)
+        self._check_rows(rows)
         found = np.empty((len(rows), self._parts[0].vectors.shape[1]), np.float32)
         which = np.searchsorted(self._firsts, rows, side="right") - 1
         for number, part in enumerate(self._parts):
@@ -337,11 +370,27 @@ class NeighborIndex:
         return found
 
     def match(self, row: int, score: float) -> Match:
-        """Return a row with its image and its place."""
+        """Return a row with its image and its place; raises InvalidInputError where there is none, as for −1.
+
+        Args:
+            row: Number of the vector.
+            score: Its similarity to the query.
+
+        Raises:
+            InvalidInputError: no such row.
+        """
+        self._check_rows(np.array([row]))
         number = int(np.searchsorted(self._firsts, row, side="right")) - 1
         boxes = self._parts[number].boxes
         box = None if boxes is None else tuple(boxes[row - self._firsts[number]].tolist())
         return Match(self.paths[int(self.image_of([row])[0])], box, float(score))
+
+    def _check_rows(self, rows: Rows) -> None:
+        wrong = rows[(rows < 0) | (rows >= len(self))]
+        if len(wrong):
+            raise InvalidInputError(
+                f"Row {wrong[0]} of an index of {len(self):,} vectors; accepted: 0 … {len(self) - 1:,}."
+            )
 
     def nearest_images(
         self, vectors: Any, k: int, *, without: Sequence[int] | None = None, probes: int = PROBES
@@ -353,8 +402,15 @@ class NeighborIndex:
             k: How many; fewer are found where there are fewer.
             without: For each vector an image that does not count, an index into ``paths``, or −1.
             probes: As in ``search``.
+
+        Returns:
+            For each vector its matches, the nearest first.
+
+        Raises:
+            InvalidInputError: as in ``search``.
         """
         queries = self._queries(vectors)
+        check_whole_number("k", k, 1)
         left_out = [-1] * len(queries) if without is None else without
         scores, rows = self.search(queries, min(8 * k + 64 if self.grid else k + 1, len(self)), probes=probes)
         images = self.image_of(rows)
@@ -403,7 +459,7 @@ class NeighborIndex:
             InvalidInputError: no model, no pictures, or the index has fewer images than asked for.
             ImageError: a picture cannot be opened.
         """
-        _check_count("k", k, 1)
+        check_whole_number("k", k, 1)
         given = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
         if not given:
             raise InvalidInputError("No pictures to find the neighbours of; at least one is needed.")
@@ -414,7 +470,15 @@ class NeighborIndex:
         return self.nearest_images(self.features(opened, device=device), k, without=mine)
 
     def features(self, images: Sequence[Image.Image], *, device: str | torch.device = "auto") -> Floats:
-        """Compute the vectors of RGB pictures as those of the index were, not normalised: float32 (n, D)."""
+        """Compute the vectors of RGB pictures as those of the index were, not normalised: float32 (n, D).
+
+        Args:
+            images: RGB pictures; of an index of patches, each is a patch.
+            device: Where to compute, as in ``extract.run``.
+
+        Raises:
+            InvalidInputError: the index is of vectors alone or was loaded without a model, or the device is not here.
+        """
         model = self._need_model()
         grid = self.grid
         if self._network is None or self._network.device != find_device(device):
@@ -430,12 +494,20 @@ class NeighborIndex:
         return features_of(self._network, torch.stack(pixels))
 
     def check_enough(self, k: int, own: bool) -> None:
-        """Raise InvalidInputError where there are fewer than k images beside the query's own."""
+        """Raise InvalidInputError where there are fewer than k images beside the query's own.
+
+        Args:
+            k: How many neighbours are wanted.
+            own: Whether the query itself is in the index.
+
+        Raises:
+            InvalidInputError: there are fewer.
+        """
         there = len(self.paths) - own
         if k > there:
             raise InvalidInputError(
-                f"k={k} neighbours, and the index in {self.folder} has {there} "
-                f"{'other ' if own else ''}image{'' if there == 1 else 's'}; accepted: at most that many."
+                f"k={k} neighbours, and there {'is' if there == 1 else 'are'} {there} "
+                f"{'other ' if own else ''}image{'' if there == 1 else 's'} to search; accepted: at most that many."
             )
 
     def _need_model(self) -> ContextPredictionModel:
@@ -444,8 +516,3 @@ class NeighborIndex:
         if self.model is None:
             raise InvalidInputError(f"Load the index with its model: NeighborIndex.load({str(self.folder)!r}, model).")
         return self.model
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidInputError(f"{name}={value!r}; accepted: a whole number from {least} up.")

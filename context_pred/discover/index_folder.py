@@ -30,6 +30,7 @@ MANIFEST, LOCK, ADDING = "index.json", ".lock", ".adding-"
 FORMAT, VERSION = "context_pred.discover.index", 1
 VECTORS, BOXES, IMAGES, CODES = "vectors.npy", "boxes.npy", "images.jsonl", "codes.faiss"
 
+_ANEW = "Build it anew with overwrite=True, or remove the folder."
 _BLOCK = 16_384
 
 
@@ -68,7 +69,10 @@ class Manifest:
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             if isinstance(error, InvalidInputError):
                 raise
-            raise InvalidInputError(f"{path} is damaged, or no index of neighbours: {error!r}.") from error
+            raise InvalidInputError(
+                f"{path} is damaged, or no index of neighbours: {error!r}. Choose another folder, or remove this one "
+                "if it held an index."
+            ) from error
 
     def write(self, folder: Path) -> None:
         """Replace it, whole or not at all."""
@@ -113,11 +117,11 @@ class Part:
         for name, size in files.items():
             path = folder / name
             if not path.is_file():
-                raise InvalidInputError(f"The index in {folder.parent} is damaged: {path} is missing.")
+                raise InvalidInputError(f"The index in {folder.parent} is damaged: {path} is missing. {_ANEW}")
             now = path.stat().st_size
             if now != size:
                 raise InvalidInputError(
-                    f"The index in {folder.parent} is damaged: {path} has {now:,} bytes, and had {size:,}."
+                    f"The index in {folder.parent} is damaged: {path} has {now:,} bytes, and had {size:,}. {_ANEW}"
                 )
         try:
             # Copy-on-write: PyTorch takes no read-only arrays, and nothing here writes.
@@ -136,10 +140,12 @@ class Part:
             fits = self.vectors.ndim == 2 and self.starts[-1] == len(self.vectors)
             fits &= self.boxes is None or self.boxes.shape == (len(self.vectors), 4)
         except (ValueError, KeyError, TypeError, OSError) as error:
-            raise InvalidInputError(f"The index in {folder.parent} is damaged: {folder.name}: {error!r}") from error
+            raise InvalidInputError(
+                f"The index in {folder.parent} is damaged: {folder.name}: {error!r}. {_ANEW}"
+            ) from error
         if not fits:
             raise InvalidInputError(
-                f"The index in {folder.parent} is damaged: the files of {folder.name} are not of one another."
+                f"The index in {folder.parent} is damaged: the files of {folder.name} are not of one another. {_ANEW}"
             )
 
     def __len__(self) -> int:
@@ -209,10 +215,14 @@ def begin(folder: Path, settings: dict[str, Any]) -> Manifest:
     """Return a new index' manifest for a folder that is missing or empty.
 
     Raises:
-        InvalidInputError: the folder is a file, or has other files.
+        InvalidInputError: the folder is a file, has an index already, or other files.
     """
     if folder.exists() and not folder.is_dir():
         raise InvalidInputError(f"{folder} is a file; accepted: a folder for the index.")
+    if (folder / MANIFEST).exists():
+        raise InvalidInputError(
+            f"{folder} has an index already, or {MANIFEST} of another program; choose another folder."
+        )
     others = [path for path in folder.iterdir() if not _own(path)] if folder.is_dir() else []
     if others:
         raise InvalidInputError(
@@ -249,7 +259,7 @@ def commit(folder: Path, manifest: Manifest, parts: Sequence[Part], new: Source,
         joined.insert(0, kept[-1].source)
         rows += len(kept.pop())
     name = f"part-{manifest.made:06d}"
-    remove_leftovers(folder, manifest)
+    remove_leftovers(folder, _there(folder) or manifest)
     target = folder / name
     with storing(target, " The index is as it was."):
         target.mkdir(parents=True)
@@ -265,6 +275,11 @@ def commit(folder: Path, manifest: Manifest, parts: Sequence[Part], new: Source,
     after.write(folder)
     remove_leftovers(folder, after)
     return after
+
+
+def _there(folder: Path) -> Manifest | None:
+    """What the folder's ``index.json`` names; it stands until another is written, also where that replaces it."""
+    return Manifest.read(folder) if (folder / MANIFEST).exists() else None
 
 
 def _write_part(target: Path, sources: Sequence[Source], rows: int) -> None:

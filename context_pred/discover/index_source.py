@@ -77,7 +77,7 @@ def new_files(found: Iterable[Path], known: Iterable[Mapping[str, Any]], folder:
     if changed:
         raise InvalidInputError(
             f"{len(changed)} of the images in the index in {folder} have changed since, {changed[0]} first; "
-            "build it anew with overwrite=True."
+            "build it anew with overwrite=True, or remove it."
         )
     return list(new.values())
 

@@ -5,6 +5,7 @@ Three ways: the folders that photographs lie in, a list, or VOC's annotations.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,8 @@ def read_labels(source: str | Path, paths: Sequence[str], column: int = 1) -> La
     """
     place = Path(source)
     if str(source) == FOLDERS:
-        return tuple(frozenset([Path(path).resolve().parent.name]) for path in paths)
+        # Where the path says, not where a link leads: data sets are often folders of links into one store.
+        return tuple(frozenset([Path(os.path.abspath(path)).parent.name]) for path in paths)
     if place.is_file():
         found = _of_list(place, paths, column)
     elif place.is_dir():

@@ -104,7 +104,10 @@ def draw(patches: Patches, count: int, seed: int) -> Ints:
     ]
     counts = np.cumsum([down * right for _, _, down, right in places])
     if not len(counts):
-        raise InvalidInputError(f"{patches.folder}: no photograph has room for four patches that touch.")
+        raise InvalidInputError(
+            "No photograph has room for four patches that touch, two by two: its shorter side must be 2 patches or "
+            f"more at one scale, and sides={patches.grid.sides}."
+        )
     generator = np.random.default_rng(seed)
     total = int(counts[-1])
     chosen = np.sort(generator.choice(total, min(count, total), replace=False))

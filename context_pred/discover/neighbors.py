@@ -22,22 +22,24 @@ import torch
 from numpy.typing import NDArray
 
 from context_pred import extract
-from context_pred.data.files import find_images
 from context_pred.data.images import open_image
-from context_pred.errors import ImageError, InvalidInputError, storing
+from context_pred.errors import ImageError, InvalidInputError, check_whole_number, storing
 from context_pred.extract.network import Network
 from context_pred.pictures import save_png
 
-from .grid import PatchGrid
+from .grid import PatchGrid, too_long
 from .index import Match, NeighborIndex
-from .neighbors_sheet import CAPTION, MARGIN, SPACE, TILE, page_of, sheet
+from .index_folder import MANIFEST
+from .neighbors_sheet import page_of, sheet
 from .patches import cut_all, features_of, loaded, network_of
-from .pictures.photographs import count, made
+from .pictures.photographs import by_file, count, lies_in, made
 
 if TYPE_CHECKING:
     from context_pred.model import ContextPredictionModel
 
-__all__ = ["CAPTION", "MARGIN", "SPACE", "TILE", "Neighbors", "run"]
+__all__ = ["Neighbors", "run"]
+
+PICTURE, PAGE, JSON = "neighbors.png", "index.html", "neighbors.json"
 
 SHOWN_QUERIES, SHOWN_NEIGHBORS = 24, 10
 """The picture's most rows, and most neighbours in a row; the JSON file has them all."""
@@ -130,7 +132,8 @@ def run(
             missing.
         model: The model, or what ``load_pretrained`` takes.
         layer: The layer to compare.
-        pool: "gap", "grid" or "none", as in ``extract.run``; a feature of several cells is compared cell by cell.
+        pool: "gap", "grid" or "none", as in ``extract.run``; a feature of several cells is compared cell by cell. Of
+            patches "gap", "quarters" or "none", as in ``patch_features``.
         k: Neighbours of each query, no more than there are other images; None: 5, or as many as there are.
         patches: Compare patches of a grid instead of whole images.
         grid: Where patches lie; None: ``usual_grid``.
@@ -154,11 +157,11 @@ def run(
         StorageError: ``out`` or ``index`` cannot be written to.
     """
     for name, value, least in (("k", k, 1), ("queries", queries, 1), ("seed", seed, 0)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise InvalidInputError(f"{name}={value!r}; accepted: a whole number from {least} up.")
+        if value is not None:
+            check_whole_number(name, value, least)
     if not isinstance(layer, str):
         raise InvalidInputError(f"layer={layer!r}; accepted: the name of one layer.")
-    asked, among = _by_file(find_images(query)), _by_file(find_images(images))
+    asked, among = (_by_file(source, out, index) for source in (query, images))
     model = loaded(model)
     folder = made(out)
     options: dict[str, Any] = {"workers": workers, "device": device, "progress": progress}
@@ -192,9 +195,9 @@ def run(
         )
         candidates = len(searched.paths)
     result = Neighbors(
-        folder / "neighbors.png",
-        folder / "index.html",
-        folder / "neighbors.json",
+        folder / PICTURE,
+        folder / PAGE,
+        folder / JSON,
         tuple(found),
         matches,
         {shown.get(os.path.realpath(path), path): reason for path, reason in errors.items()},
@@ -231,12 +234,21 @@ def _image_queries(
                 list(others), index.model, out=folder / "queries", layers=(layer,), pool=pool, batch_size=batch_size,
                 **options,
             )  # fmt: skip
-        except ImageError as error:
-            return _only_known(asked, vectors, errors | dict.fromkeys(others, str(error)))
+        except ImageError:  # none of them can be opened
+            return _only_known(asked, vectors, errors | {path: _why_not(path) for path in others})
         rows = extract.load(folder / "queries")[1][layer]
         vectors |= {others[path]: np.array(rows[i]).ravel() for i, path in enumerate(summary.paths)}
         errors |= summary.errors
     return _only_known(asked, vectors, errors)
+
+
+def _why_not(path: str) -> str:
+    """Say why a photograph cannot be opened; empty where it can."""
+    try:
+        open_image(path)
+    except ImageError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return ""
 
 
 def _only_known(
@@ -263,6 +275,9 @@ def _patch_queries(
             image = open_image(path)
         except ImageError as error:
             errors[path] = str(error).removeprefix(f"{path}: ")
+            continue
+        if too_long(*image.size):
+            errors[path] = too_long(*image.size)
             continue
         boxes = grid.boxes(image.height, image.width)
         rows = np.arange(len(boxes))
@@ -294,11 +309,19 @@ def _count_of(k: int | None, index: NeighborIndex, own: Sequence[int]) -> int:
     return k
 
 
-def _by_file(paths: Sequence[Path]) -> dict[str, Path]:
-    """Name each file once, by where it really lies, so that two ways to one file are one file."""
-    found: dict[str, Path] = {}
-    for path in paths:
-        found.setdefault(os.path.realpath(path), path)
+def _by_file(source: str | Path | Sequence[str | Path], out: str | Path, index: str | Path | None) -> dict[str, Path]:
+    """Name each file once, by where it really lies, so that two ways to one file are one file.
+
+    What an earlier call wrote, into ``out`` or its index, is left out where it lies among the photographs.
+    """
+    kept = os.path.realpath(index) + os.sep if index is not None and Path(index, MANIFEST).exists() else None
+
+    def written(path: Path, real: str) -> bool:
+        return lies_in(path, out, (PICTURE, PAGE, JSON)) or (kept is not None and real.startswith(kept))
+
+    found = by_file(source, written)
+    if not found:
+        raise InvalidInputError(f"No images in {source!r} but what was written there before.")
     return found
 
 

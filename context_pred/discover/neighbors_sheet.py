@@ -18,7 +18,7 @@ from context_pred.pictures import COLORS, FAINT, INK, PAPER, font
 
 from .index import Match
 from .pictures.photographs import count
-from .pictures.sheets import jpeg_uri
+from .pictures.sheets import fitted, jpeg_uri
 
 if TYPE_CHECKING:
     from .neighbors import Neighbors
@@ -77,9 +77,9 @@ def sheet(result: Neighbors, most: int) -> Image.Image:
     size = (left + columns * step - SPACE + MARGIN, HEADING + result.shown * (TILE + CAPTION) + MARGIN)
     picture = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(picture)
-    pen.text((MARGIN, 12), _fitted(title(result), size[0] - 2 * MARGIN, 18), fill=INK, font=font(18))
+    pen.text((MARGIN, 12), fitted(title(result), size[0] - 2 * MARGIN, 18), fill=INK, font=font(18))
     line = f"{result.what}; score: normalised correlation"
-    pen.text((MARGIN, 34), _fitted(line, size[0] - 2 * MARGIN, 13), fill=GREY, font=font(13))
+    pen.text((MARGIN, 34), fitted(line, size[0] - 2 * MARGIN, 13), fill=GREY, font=font(13))
     draw = lru_cache(maxsize=512)(lambda path, box, color: tile(Match(path, box, 0), TILE, color))
     for i, query in enumerate(result.asked[: result.shown]):
         y = HEADING + i * (TILE + CAPTION)
@@ -100,24 +100,15 @@ def title(result: Neighbors) -> str:
     if result.asked[0].box is not None:
         what, among = "patches", f"those of {count(result.candidates, 'photograph')}"
     if result.shown < len(result.asked):
-        return f"Nearest neighbors of the first {result.shown} of {len(result.asked)} queries"
-    return f"Nearest neighbors of {result.shown} {what} among {among}"
+        return f"Nearest neighbours of the first {result.shown} of {len(result.asked)} queries"
+    return f"Nearest neighbours of {result.shown} {what} among {among}"
 
 
 def _caption(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, path: str, color: Color) -> None:
     pen.text((at[0], at[1] + TILE + 4), text, fill=color, font=font(13))
     used = pen.textlength(text + "  ", font=font(13))
-    name = _fitted(Path(path).stem, TILE - used, 12)
+    name = fitted(Path(path).stem, TILE - used, 12)
     pen.text((at[0] + used, at[1] + TILE + 5), name, fill=GREY, font=font(12))
-
-
-def _fitted(text: str, width: float, size: int) -> str:
-    """Cut a text off where it would be wider than ``width`` px."""
-    if font(size).getlength(text) <= width:
-        return text
-    while text and font(size).getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
 
 
 def page_of(result: Neighbors, most: int) -> str:
@@ -166,6 +157,7 @@ def _address(path: str, beside: Path) -> str:
 
 
 STYLE = """
+h2 { overflow-wrap:anywhere; }
 .row { display:grid; grid-template-columns:repeat(auto-fill,minmax(136px,1fr)); gap:.75rem; }
 .tile-of { margin:0; } .tile-of img { display:block; border-radius:4px; width:100%; height:auto; }
 .tile-of:first-child img { outline:4px solid var(--a); }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from context_pred.data.files import find_images
 from context_pred.errors import InvalidInputError, storing
 
 from . import page
@@ -27,11 +27,13 @@ from .grid import usual_grid
 from .labels import Labels, only, read_labels
 from .mining import Matches, Search, match
 from .patches import LAYER, POOL, Patches, extract_patches, loaded
-from .pictures.photographs import count
+from .pictures.photographs import by_file, count
 from .purity import Curve, curve, purity
 
 if TYPE_CHECKING:
     from context_pred.model import ContextPredictionModel
+
+__all__ = ["Cluster", "Discovery", "Member", "Search", "Selection", "run"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Selection:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name, least in (("members", 2), ("least", 2), ("clusters", 1)):
+        for name, least in (("members", 2), ("least", page.FEWEST), ("clusters", 1)):
             if getattr(self, name) < least:
                 raise InvalidInputError(f"{name}={getattr(self, name)}; accepted: {least} or more.")
         if not 0 <= self.fresh <= 1:
@@ -136,13 +138,13 @@ class Discovery:
     def __str__(self) -> str:
         """Say it in a paragraph."""
         text = (
-            f"{self.page}: {len(self.clusters):,} clusters out of {self.constellations:,} constellations, "
+            f"{self.page}: {count(len(self.clusters), 'cluster')} out of {self.constellations:,} constellations, "
             f"{self.photographs:,} photographs, {self.patches:,} patches."
         )
         if self.clusters:
             text += f" In the first, {self.clusters[0].verified} photographs keep the layout."
         else:
-            text += " Nothing recurs in as many photographs as a cluster needs."
+            text += f" {page.nothing(self.settings['selection']['least'])}"
         if self.curve is not None:
             text += (
                 f" Area under the purity-coverage curve {self.curve.area():.3f}, up to a coverage of one half "
@@ -195,6 +197,9 @@ def run(
         overwrite: Replace what another discovery left in ``out``.
         progress: Show bars.
 
+    Returns:
+        The clusters, ranked, and where page and numbers lie; ``str()`` says it in lines.
+
     Raises:
         InvalidInputError: no images, fewer than two that can be opened, an argument that is not accepted, or ``out``
             holds another discovery.
@@ -204,11 +209,12 @@ def run(
     """
     folder = Path(out)
     model = loaded(model)
-    paths = [path for path in find_images(images) if folder.resolve() not in path.resolve().parents]
-    if not paths:
-        raise InvalidInputError(f"No images in {images!r} but what lies in out={str(out)!r}; choose another out.")
+    page.check_folder(folder)
+    paths = _photographs(images, folder)
     if label_only:
         paths = _with_labels(paths, labels, label_column, label_only)
+    elif labels is not None:
+        read_labels(labels, list(map(str, paths)), label_column)  # a mistake is told before hours of work
     grid = usual_grid(model)
     grid = dataclasses.replace(grid, sides=tuple(sides)) if sides else grid
     patches = extract_patches(
@@ -224,11 +230,20 @@ def run(
     clusters = select(patches, matches, selection, known)
     found = _curve(patches, clusters, known, label_only)
     result = Discovery(
-        folder / "index.html", folder / "clusters.json", clusters, found, len(patches.paths), len(patches),
+        folder / page.PAGE, folder / page.JSON, clusters, found, len(patches.paths), len(patches),
         len(matches.rows), patches.errors, {**settings, "selection": asdict(selection), "labels": str(labels or "")},
     )  # fmt: skip
     page.write(result, progress)
     return result
+
+
+def _photographs(images: str | Path | Sequence[str | Path], out: Path) -> list[Path]:
+    """Find the photographs: one file counts once, whatever links lead to it, and what lies in ``out`` is none."""
+    own = os.path.realpath(out) + os.sep
+    found = by_file(images, lambda _, real: real.startswith(own))
+    if not found:
+        raise InvalidInputError(f"No images in {images!r} but what lies in out={str(out)!r}; choose another out.")
+    return list(found.values())
 
 
 def select(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from context_pred.data.images import open_image
-from context_pred.errors import ImageError, storing
+from context_pred.errors import ImageError, InvalidInputError, storing
 from context_pred.markup import Markup, count, element, facts, joined, page, percent
 from context_pred.pictures import COLORS, FAINT
 from context_pred.weights_file import write_bytes
@@ -28,7 +29,14 @@ if TYPE_CHECKING:
 SIDE = 360
 """Longer side of a picture, px."""
 
-PICTURES = "pictures"
+FEWEST = 2
+"""Verified photographs that a cluster can be asked to have."""
+
+_LINE = 4
+
+PAGE, JSON, PICTURES = "index.html", "clusters.json", "pictures"
+
+_OWN = re.compile(r"\d{4,}-\d{2,}\.jpg")
 
 CORNERS = ("upper left", "upper right", "lower left", "lower right")
 
@@ -37,9 +45,11 @@ def write(found: Discovery, progress: bool = False) -> None:
     """Write the page, its pictures and the JSON file; what lay there before stands until the new ones are whole.
 
     Raises:
+        InvalidInputError: as ``check_folder``.
         StorageError: the folder cannot be written to.
     """
     folder = found.page.parent
+    check_folder(folder)
     fresh = folder / f".{PICTURES}.new"
     with storing(folder):
         shutil.rmtree(fresh, ignore_errors=True)
@@ -49,8 +59,21 @@ def write(found: Discovery, progress: bool = False) -> None:
                 _drawn(member).save(fresh / _name(number, place), quality=85)
         shutil.rmtree(folder / PICTURES, ignore_errors=True)
         fresh.rename(folder / PICTURES)
-    write_bytes((json.dumps(_record(found), indent=1, ensure_ascii=False) + "\n").encode(), found.json)
+    record = json.dumps(_record(found), indent=1, ensure_ascii=False) + "\n"
+    # A byte of a name that is no UTF-8 is a lone surrogate, which so becomes JSON's own escape.
+    write_bytes(record.encode("utf-8", "backslashreplace"), found.json)
     write_bytes(_page(found).encode(), found.page)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise InvalidInputError where the folder has a page or pictures of somebody else, which would be lost."""
+    if (folder / PAGE).exists() and not (folder / JSON).exists():
+        raise InvalidInputError(f"{folder / PAGE} would be lost: it is no discovery's page. Choose another out.")
+    place = folder / PICTURES
+    others = [path for path in place.iterdir() if not _OWN.fullmatch(path.name)] if place.is_dir() else []
+    if others or (place.exists() and not place.is_dir()):
+        what = others[0] if others else place
+        raise InvalidInputError(f"{what} would be lost: {place} is for the pictures of the page. Choose another out.")
 
 
 def _name(cluster: int, member: int) -> str:
@@ -74,10 +97,12 @@ def _drawn(member: Member) -> Image.Image:
     image, scale = _small(member.path)
     image = image.copy()
     pen = ImageDraw.Draw(image)
-    for box, color in zip(member.boxes, COLORS, strict=False):
+    for corner, (box, color) in enumerate(zip(member.boxes, COLORS, strict=False)):
         x1, y1, x2, y2 = (round(value * scale) for value in box)
+        within = _LINE * member.boxes[:corner].count(box)  # of corners that match one patch each frame is seen
+        x1, y1, x2, y2 = x1 + within, y1 + within, x2 - within, y2 - within
         if x2 > x1 and y2 > y1:
-            pen.rectangle((x1, y1, x2 - 1, y2 - 1), outline=color, width=4)
+            pen.rectangle((x1, y1, x2 - 1, y2 - 1), outline=color, width=_LINE)
             pen.rectangle((x1 - 1, y1 - 1, x2, y2), outline=(0, 0, 0))
     return image
 
@@ -116,8 +141,16 @@ def _page(found: Discovery) -> str:
     )
     body = [_section(number, cluster) for number, cluster in enumerate(found.clusters, 1)]
     if not body:
-        body = [element("p", "Nothing recurs in as many photographs as a cluster needs.", class_="notice")]
+        body = [element("p", nothing(found.settings["selection"]["least"]), class_="notice")]
     return page("What recurs", joined(head, _curve(found.curve), body, _about(found)), STYLE)
+
+
+def nothing(least: int) -> str:
+    """Say that there are no clusters, and what to do."""
+    found = f"Nothing recurs in as many photographs as a cluster needs, {least}; "
+    if least > FEWEST:
+        return f"{found}with --least one may ask for fewer."
+    return f"{found}more scales (--side), more constellations or another layer may find some."
 
 
 def _key(name: str, color: tuple[int, int, int]) -> Markup:
@@ -183,13 +216,13 @@ def _about(found: Discovery) -> Markup:
                     f"{', '.join(f'{side:g}' for side in settings['patches']['grid']['sides'])} patches"),
         ("constellations", f"{found.constellations:,}, seed {settings['search']['seed']}"),
         ("selection", ", ".join(f"{name} {value}" for name, value in settings["selection"].items())),
-        ("skipped", f"{len(found.skipped)} files; see clusters.json" if found.skipped else None),
+        ("skipped", f"{count(len(found.skipped), 'file')}; see clusters.json" if found.skipped else None),
     )  # fmt: skip
     return joined(element("h2", "How"), facts(rows))
 
 
 STYLE = """
-h2 small { font-size:.9rem; font-weight:400; color:var(--soft); }
+h2 { overflow-wrap:anywhere; } h2 small { font-size:.9rem; font-weight:400; color:var(--soft); }
 .row { display:flex; gap:.6rem; overflow-x:auto; padding:.2rem 0 .4rem; }
 .row figure { margin:0; flex:none; max-width:240px; } .row img { height:150px; width:auto; max-width:240px;
   object-fit:cover; border-radius:4px; display:block; background:var(--card); }

@@ -45,17 +45,17 @@ from context_pred.extract.storage import (
 from context_pred.extract.work import differences, digest_of_files
 from context_pred.geometry import scaled
 
-from .grid import Floats, PatchGrid, usual_grid
+from .grid import Floats, PatchGrid, too_long, usual_grid
 
 if TYPE_CHECKING:
     from context_pred.model import ContextPredictionModel
+
+__all__ = ["Patches", "extract_patches", "load_patches", "patch_features"]
 
 LAYER = "feature3"
 POOLS = ("gap", "quarters", "none")
 POOL = "quarters"
 
-
-_LONGEST = 16  # longer side over shorter side; of more, a panorama's middle is taken
 _AT_ONCE = 256  # patches
 
 
@@ -127,7 +127,11 @@ def patch_features(
         network: What ``network_of`` made of the same arguments, so that it is made once.
 
     Returns:
-        Features (n, D), not normalised, and boxes (n, 4) in px of the photograph.
+        Features float32 (n, D), not normalised, and boxes float32 (n, 4): x1, y1, x2, y2 in px of the photograph.
+
+    Raises:
+        UnknownNameError: no such layer or pooling.
+        InvalidInputError: a device that is not here.
     """
     network = network or network_of(model, layer, pool, device)
     pixels = cut_all(image, grid, model.transform.in_channels)
@@ -181,7 +185,11 @@ class Patches:
         return len(self.features)
 
     def image_of(self, rows: NDArray[np.integer] | Sequence[int]) -> NDArray[np.int64]:
-        """Return the number of the photograph of each row."""
+        """Return the number of the photograph of each row.
+
+        Args:
+            rows: Numbers of patches, int (n,).
+        """
         return np.searchsorted(self.starts, np.asarray(rows), side="right") - 1
 
     @cached_property
@@ -326,8 +334,9 @@ def _opened(
             image = open_image(path)
         except ImageError as error:
             return str(error).removeprefix(f"{path}: ")
-        if max(image.size) > _LONGEST * min(image.size):
-            return f"its sides are {image.width} and {image.height} px; accepted: the longer at most {_LONGEST} times"
+        problem = too_long(*image.size)
+        if problem:
+            return problem
         return _Cut(cut_all(image, grid, channels), image.height, image.width)
 
     Image.init()
@@ -360,6 +369,9 @@ def _finish(lots: Sequence[Sequence[str]], names: Names, settings: dict[str, Any
 
 def load_patches(folder: str | Path) -> Patches:
     """Open what ``extract_patches`` left in a folder.
+
+    Args:
+        folder: The ``out`` of that call.
 
     Raises:
         InvalidInputError: there are no patches, or they are damaged.

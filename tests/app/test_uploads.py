@@ -92,3 +92,6 @@ def test_the_formats_of_photographs_are_taken(tmp_path: Path, form: str) -> None
 def test_limits_are_above_zero(name: str) -> None:
     with pytest.raises(InvalidInputError, match=name):
         Limits(**{name: 0})
+    for wrong in (float("inf"), float("nan"), -1):
+        with pytest.raises(InvalidInputError, match=name):
+            Limits(**{name: wrong})  # type: ignore[arg-type]

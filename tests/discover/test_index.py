@@ -20,8 +20,8 @@ from context_pred.discover import index_folder
 from context_pred.discover.grid import PatchGrid
 from context_pred.discover.index import NeighborIndex
 from context_pred.discover.patches import normalized, patch_features
+from context_pred.engines import Engine
 from context_pred.errors import ContextPredError, ImageError, InvalidInputError, StorageError, UnknownNameError
-from context_pred.extract.network import Network
 from context_pred.model import ContextPredictionModel
 
 NAMES = ("koala", "panda", "moose", "polar_bear", "opera_sydney", "flower_red")
@@ -240,6 +240,35 @@ class TestOfImages:
         assert len(again) == 6
         assert len(list(index.folder.glob("part-*"))) == 1
 
+    def test_rows_and_vectors_that_cannot_be(self, index: NeighborIndex, tmp_path: Path) -> None:
+        for row in (-1, 6):
+            for call in (index.vectors, lambda rows: index.match(rows[0], 0.0)):
+                with pytest.raises(InvalidInputError, match=rf"Row {row} of an index of 6 .*0 … 5"):
+                    call([row])
+        for wrong in (np.ones(128), np.array([["a"]]), 3):
+            with pytest.raises(InvalidInputError, match="a row a vector"):
+                index.search(wrong, 1)
+        with pytest.raises(InvalidInputError, match="k=0"):
+            index.nearest_images(index.vectors([0]), 0)
+        with pytest.raises(InvalidInputError, match="has an index already"):
+            NeighborIndex.of(rows(3), out=index.folder)
+        assert NeighborIndex.of([[1, 2, 9], [5, 4, 1]], out=tmp_path / "list").search([[1, 2, 8]], 1)[1] == [[0]]
+
+    def test_what_is_replaced_stays_until_the_new_is_whole(
+        self, index: NeighborIndex, photos: Path, model: ContextPredictionModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(index_folder, "_write_part", full)
+        options = {"out": index.folder, "layer": "feature3", "overwrite": True, **QUIET}
+        with pytest.raises(StorageError, match="The index is as it was"):
+            NeighborIndex.build(photos, model, **options)  # type: ignore[arg-type]
+        monkeypatch.undo()
+        assert len(NeighborIndex.load(index.folder, model)) == 6
+        assert len(NeighborIndex.build(photos, model, **options)) > 6  # type: ignore[arg-type]
+        assert len(list(index.folder.glob("part-*"))) == 1
+
     def test_what_another_process_has_added_stays(
         self, index: NeighborIndex, photos: Path, model: ContextPredictionModel
     ) -> None:
@@ -372,10 +401,10 @@ class TestRefusals:
         cases = [
             (lambda folder, part: shutil.rmtree(part), "missing"),
             (lambda folder, part: (part / "images.jsonl").unlink(), "images.jsonl is missing"),
-            (lambda folder, part: cut(part / "vectors.npy"), "bytes"),
-            (lambda folder, part: garbled(part / "vectors.npy"), "damaged"),
+            (lambda folder, part: cut(part / "vectors.npy"), r"bytes.*overwrite=True, or remove"),
+            (lambda folder, part: garbled(part / "vectors.npy"), r"damaged.*overwrite=True, or remove"),
             (lambda folder, part: garbled(part / "images.jsonl"), "damaged"),
-            (lambda folder, part: cut(folder / "index.json"), r"index\.json is damaged"),
+            (lambda folder, part: cut(folder / "index.json"), r"index\.json is damaged.*remove this one"),
             (lambda folder, part: (folder / "index.json").write_text("[1]"), r"index\.json is damaged"),
             (lambda folder, part: (folder / "index.json").unlink(), r"index\.json is missing"),
             (lambda folder, part: rewritten(folder / "index.json", version=2), "version 2"),
@@ -446,8 +475,8 @@ def test_a_killed_build_goes_on_and_loses_nothing(
     assert len(NeighborIndex.load(out)) == 1
     assert len(list(out.glob(".adding-*"))) == 1
     computed: list[int] = []
-    call = Network.__call__
-    monkeypatch.setattr(Network, "__call__", lambda self, x: computed.append(len(x)) or call(self, x))
+    call = Engine.__call__
+    monkeypatch.setattr(Engine, "__call__", lambda self, x: computed.append(len(x)) or call(self, x))
     assert len(NeighborIndex.build(folder, model, out=out, **options)) == 6
     assert sum(computed) == (3 if where == "extraction" else 0)  # of the five that were missing
     assert [path.name for path in sorted(out.iterdir()) if path.name[0] != "."] == ["index.json", "part-000001"]

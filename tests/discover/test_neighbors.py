@@ -20,7 +20,7 @@ from PIL import Image
 
 from context_pred.card import Card
 from context_pred.cli import main
-from context_pred.discover import neighbors
+from context_pred.discover import neighbors, neighbors_sheet
 from context_pred.discover.grid import PatchGrid
 from context_pred.discover.index import Match, NeighborIndex
 from context_pred.discover.neighbors_sheet import tile
@@ -99,7 +99,7 @@ class TestRun:
         with Image.open(result.picture) as sheet:
             assert sheet.format == "PNG"
             pixels = np.array(sheet)
-        tile = neighbors.TILE
+        tile = neighbors_sheet.TILE
         # Each tile holds its photograph: the same square that a user would cut by hand.
         for row, (query, near) in enumerate(zip(result.queries, result.neighbors, strict=True)):
             for path in (query, *[path for path, _ in near]):
@@ -107,8 +107,11 @@ class TestRun:
                     side = min(image.size)
                     left, above = (image.width - side) // 2, (image.height - side) // 2
                     middle = np.array(image)[above : above + side, left : left + side].mean((0, 1))
-                top = 64 + row * (tile + neighbors.CAPTION)
-                lefts = [neighbors.MARGIN, *(neighbors.MARGIN + tile + 30 + j * (tile + 10) for j in range(2))]
+                top = 64 + row * (tile + neighbors_sheet.CAPTION)
+                lefts = [
+                    neighbors_sheet.MARGIN,
+                    *(neighbors_sheet.MARGIN + tile + 30 + j * (tile + 10) for j in range(2)),
+                ]
                 means = [pixels[top + 4 : top + tile - 4, x + 4 : x + tile - 4].mean((0, 1)) for x in lefts]
                 assert min(np.abs(mean - middle).max() for mean in means) < 6, path
 
@@ -137,13 +140,30 @@ class TestRun:
         assert (whole.shown, part.shown) == (7, 2)
         assert "The first 2 are drawn" in str(part)
         with Image.open(whole.picture) as one, Image.open(part.picture) as two:
-            assert one.height - two.height == 5 * (neighbors.TILE + neighbors.CAPTION)
-            assert one.width - two.width == 3 * (neighbors.TILE + neighbors.SPACE)
+            assert one.height - two.height == 5 * (neighbors_sheet.TILE + neighbors_sheet.CAPTION)
+            assert one.width - two.width == 3 * (neighbors_sheet.TILE + neighbors_sheet.SPACE)
 
     def test_cells_are_compared_one_by_one(self, folder: Path, tmp_path: Path, model: ContextPredictionModel) -> None:
         result = found(folder / "panda.png", folder, tmp_path / "out", model, k=1, pool="grid")
         assert Path(result.neighbors[0][0][0]).stem == "panda copy"
         assert "grid" in str(result)
+
+    def test_what_an_earlier_call_wrote_is_no_photograph(
+        self, folder: Path, tmp_path: Path, model: ContextPredictionModel
+    ) -> None:
+        (folder / "notes.txt").unlink()
+        for _ in range(2):
+            result = found(folder, folder, folder, model, index=folder / "kept.index")
+            assert result.candidates == len(result.queries) == 7
+            assert result.skipped == {}
+
+    def test_queries_that_cannot_be_opened_each_have_their_reason(
+        self, folder: Path, tmp_path: Path, model: ContextPredictionModel
+    ) -> None:
+        (tmp_path / "empty.png").touch()
+        queries = [folder / "koala.png", tmp_path / "empty.png", tmp_path / "gone.png"]
+        result = found(queries, sorted(folder.glob("*.png")), tmp_path / "out", model)
+        assert [result.skipped[str(path)] for path in queries[1:]] == ["empty file", "no such file"]
 
     @pytest.mark.parametrize("name", ["żółw 亀.png", "a%sb{c}.png", "x" * 200 + ".png", "\udcff.png"])
     def test_awkward_names(self, folder: Path, tmp_path: Path, model: ContextPredictionModel, name: str) -> None:
@@ -245,6 +265,12 @@ class TestPatches:
         with pytest.raises(ImageError, match=r"No query could be opened.*vast\.png.*pixels"):
             found([folder / "vast.png"], folder, tmp_path / "out", model, **options)
 
+    def test_a_query_without_end(self, folder: Path, tmp_path: Path, model: ContextPredictionModel) -> None:
+        Image.new("RGB", (400, 2)).save(tmp_path / "line.png")
+        options = {"patches": True, "grid": GRID, "k": 2, "queries": None}
+        with pytest.raises(ImageError, match=r"No query.*line\.png.*at most 16 times"):
+            found(tmp_path / "line.png", folder, tmp_path / "out", model, **options)
+
     def test_the_patch_is_drawn_in_place(self, tmp_path: Path) -> None:
         pixels = np.zeros((100, 200, 3), np.uint8)
         pixels[40:60, 20:40] = 255
@@ -291,6 +317,8 @@ class TestIndex:
         record = json.loads((tmp_path / "out" / "neighbors.json").read_text())
         assert [len(query["neighbors"]) for query in record["queries"]] == [2, 2, 2]
         assert all(len(query["box"]) == 4 for query in record["queries"])
+        quarters = CliRunner().invoke(main, [*map(str, line), "--pool", "quarters"])
+        assert "index made with other settings: pool was 'gap' and is 'quarters'" in quarters.output
         for bad in ("0", "some"):
             result = CliRunner().invoke(main, [*map(str, line), "--queries", bad])
             assert result.exit_code == 2
@@ -320,7 +348,8 @@ class TestPage:
     @pytest.mark.browser
     @pytest.mark.parametrize("width", [390, 1440])
     def test_in_a_browser(self, folder: Path, tmp_path: Path, model: ContextPredictionModel, width: int) -> None:
-        result = found(folder, folder, tmp_path / "out", model, k=6, patches=True, grid=GRID, queries=2)
+        (folder / "koala.png").rename(folder / ("x" * 200 + ".png"))
+        result = found(folder, folder, tmp_path / "out", model, k=6, patches=True, grid=GRID, queries=7)
         with open_page(width, result.page) as opened:
             assert opened.overflow() == 0
             seen = set()

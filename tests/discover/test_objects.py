@@ -15,12 +15,13 @@ from PIL import Image
 
 import context_pred
 from context_pred.cli import main
-from context_pred.discover import mining, objects
+from context_pred.discover import mining, objects, page
 from context_pred.discover.mining import Matches, Search
 from context_pred.discover.objects import Selection
 from context_pred.discover.patches import Patches
 from context_pred.errors import ContextPredError, InvalidInputError, UnknownNameError
 from context_pred.model import ContextPredictionModel
+from context_pred.pictures import COLORS
 
 SEARCH = Search(constellations=200, photographs=6)
 QUIET: dict[str, Any] = {"sides": (4.0,), "search": SEARCH, "progress": False, "device": "cpu"}
@@ -76,13 +77,13 @@ def test_the_page_and_the_json_say_the_same(found: objects.Discovery, folder: Pa
     assert record["photographs"] == 12
     assert record["constellations"] == 200
     assert record["purity-coverage"]["area"] == pytest.approx(found.curve.area(), abs=1e-6)  # type: ignore[union-attr]
-    page = found.page.read_text()
+    written = found.page.read_text()
     for number, cluster in enumerate(found.clusters, 1):
-        assert f'id="cluster-{number}"' in page
+        assert f'id="cluster-{number}"' in written
         for place, member in enumerate(cluster.members, 1):
             picture = found.page.parent / "pictures" / f"{number:04d}-{place:02d}.jpg"
             assert picture.is_file()
-            assert picture.name in page
+            assert picture.name in written
             with Image.open(member.path) as image:
                 inside = np.array(member.boxes)
                 assert inside.min() >= 0
@@ -97,6 +98,14 @@ def test_the_patches_are_drawn_in_place(found: objects.Discovery) -> None:
         change = np.abs(np.asarray(drawn, int) - np.asarray(original.convert("RGB").resize(drawn.size), int)).sum(2)
     x1, y1, x2, _y2 = (round(value * scale) for value in cluster.boxes[0])
     assert change[y1 + 1, x1 + 4 : x2 - 4].mean() > 3 * np.median(change)
+
+
+def test_corners_that_match_one_patch_are_all_seen(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 100), "white").save(tmp_path / "a.png")
+    one, other = (20.0, 20.0, 60.0, 60.0), (60.0, 60.0, 100.0, 100.0)
+    member = objects.Member(str(tmp_path / "a.png"), (one, one, other, one), (40.0, 40.0, 40.0), 0.5, 0.5)
+    seen = np.asarray(page._drawn(member))[40, 20:34].tolist()
+    assert [seen[place + 1] for place in (0, 4, 8)] == [list(COLORS[corner]) for corner in (0, 1, 3)]
 
 
 def test_another_selection_needs_no_second_search(
@@ -188,6 +197,68 @@ def test_clusters_are_the_best_verified_that_are_new(folder: Path, found: object
     assert [len(cluster.members) for cluster in taken] == [3, 3, 3]
     alone = objects.select(patches, matches, Selection(members=3, least=1 + 3, fresh=0.0), labels)
     assert [cluster.verified for cluster in alone] == [4]
+
+
+def test_a_name_that_is_no_utf8_is_written_so_that_it_can_be_read(
+    folder: Path, model: ContextPredictionModel, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number, photo in enumerate(sorted(folder.glob("ringed/*.png"))[:2]):
+        shutil.copy(photo, tmp_path / "in" / ("\udcff.png" if number else "ü.png"))
+    found = objects.run(tmp_path / "in", out=tmp_path / "out", model=model, selection=Selection(least=2), **QUIET)
+    record = json.loads(found.json.read_text())
+    there = {member["path"] for cluster in record["clusters"] for member in cluster["members"]}
+    assert there == {str(path) for path in (tmp_path / "in").iterdir()}
+    assert "ü.png" in found.json.read_text()
+
+
+def test_one_file_counts_once_and_is_labelled_by_the_folder_of_its_link(
+    folder: Path, model: ContextPredictionModel, tmp_path: Path
+) -> None:
+    store = sorted(folder.glob("ringed/*.png"))[:4]
+    for number, photo in enumerate(store):
+        link = tmp_path / "in" / ("even", "odd")[number % 2] / photo.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(photo)
+    (tmp_path / "in" / "zz.png").symlink_to(store[0])
+    options = {"labels": "folders", "selection": Selection(least=2)}
+    found = objects.run(tmp_path / "in", out=tmp_path / "out", model=model, **options, **QUIET)  # type: ignore[arg-type]
+    assert found.photographs == 4
+    assert {cluster.label for cluster in found.clusters} <= {"even", "odd"}
+
+
+def test_pictures_of_somebody_else_stay(folder: Path, model: ContextPredictionModel, tmp_path: Path) -> None:
+    mine = tmp_path / "out" / "pictures" / "holiday.jpg"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(InvalidInputError, match=r"holiday\.jpg would be lost.*another out"):
+        objects.run(folder, out=tmp_path / "out", model=model, **QUIET)
+    assert mine.read_bytes() == b"mine"
+    assert not (tmp_path / "out" / "patches").exists()
+
+
+def test_a_page_of_somebody_else_stays(folder: Path, model: ContextPredictionModel, tmp_path: Path) -> None:
+    mine = tmp_path / "out" / "index.html"
+    mine.parent.mkdir()
+    mine.write_text("my site")
+    with pytest.raises(InvalidInputError, match=r"index\.html would be lost.*another out"):
+        objects.run(folder, out=tmp_path / "out", model=model, **QUIET)
+    assert mine.read_text() == "my site"
+
+
+def test_mistakes_are_told_before_the_work(folder: Path, model: ContextPredictionModel, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="nowhere"):
+        objects.run(folder, out=tmp_path / "out", model=model, labels="nowhere", **QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_that_recurs_is_told_with_what_to_do(
+    folder: Path, model: ContextPredictionModel, tmp_path: Path
+) -> None:
+    found = objects.run(folder, out=tmp_path / "out", model=model, selection=Selection(least=99), **QUIET)
+    for text in (str(found), found.page.read_text()):
+        assert "as a cluster needs, 99; with --least one may ask for fewer" in text
+    assert "--least" not in page.nothing(2)
 
 
 @pytest.mark.browser

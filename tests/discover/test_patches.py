@@ -58,8 +58,12 @@ def scale_of(new: int, old: int) -> float:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"patch": 1}, {"sides": ()}, {"sides": (0.5,)}, {"step": 0.0}, {"step": 0.4}, {"step": 1 / 3}]
-)
+    "wrong",
+    [
+        {"patch": 1}, {"sides": ()}, {"sides": (0.5,)}, {"sides": (4, np.nan)}, {"sides": (np.inf,)}, {"sides": (65,)},
+        {"step": 0.0}, {"step": 0.4}, {"step": 1 / 3},
+    ],
+)  # fmt: skip
 def test_grids_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(wrong))):
         PatchGrid(**{"patch": 16, **wrong})  # type: ignore[arg-type]
@@ -154,6 +158,11 @@ def test_bad_input_is_named(model: ContextPredictionModel, folder: Path, tmp_pat
         extract_patches(tmp_path / "none", model, out=tmp_path / "out", **QUIET)
     with pytest.raises(InvalidInputError, match="no patches"):
         load_patches(tmp_path)
+    Image.new("RGB", (17, 1)).save(tmp_path / "none" / "a.jpg")
+    with pytest.raises(
+        ImageError, match="has 17 × 1 px; for patches the longer side may be at most 16 times the shorter"
+    ):
+        extract_patches(tmp_path / "none", model, out=tmp_path / "out", **QUIET)
     extract_patches(folder, model, out=tmp_path / "out", **QUIET)
     file = tmp_path / "out" / "patches.safetensors"
     file.write_bytes(file.read_bytes()[:-100])

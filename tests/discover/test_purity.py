@@ -39,6 +39,11 @@ def test_the_curve_by_hand() -> None:
 def test_labels_of_folders_lists_and_annotations(tmp_path: Path) -> None:
     paths = [str(tmp_path / folder / name) for folder, name in (("cat", "1.jpg"), ("dog", "2.jpg"), ("dog", "3.jpg"))]
     assert read_labels("folders", paths) == (frozenset({"cat"}), frozenset({"dog"}), frozenset({"dog"}))
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "store.jpg").touch()
+    (tmp_path / "cat" / "1.jpg").symlink_to(tmp_path / "store.jpg")
+    assert read_labels("folders", paths[:1]) == (frozenset({"cat"}),)
+    (tmp_path / "cat" / "1.jpg").unlink()
     (tmp_path / "plain.txt").write_text("cat/1.jpg 7\n\ndog/2.jpg 8\n")
     assert read_labels(tmp_path / "plain.txt", paths) == (frozenset({"7"}), frozenset({"8"}), frozenset())
     (tmp_path / "commas.txt").write_text("cat/1.jpg, 7, x y\ndog/2.jpg, 8, z\n")

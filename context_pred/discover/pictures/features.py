@@ -22,14 +22,16 @@ from tqdm import tqdm
 from context_pred.backbones import LAYERS
 from context_pred.discover.patches import loaded
 from context_pred.errors import InvalidInputError
-from context_pred.pictures import INK, font
+from context_pred.pictures import INK, font, save_png
 
 from .dense import FeatureMaps
-from .photographs import Photographs, Source, count, made, opened, told
-from .sheets import GRAY, HEADING, MARGIN, SPACE, fitted, save_png, sheet, small, within
+from .photographs import Photographs, Source, count, found_in, made, opened, told
+from .sheets import GRAY, HEADING, MARGIN, SPACE, fitted, sheet, small, within
 
 if TYPE_CHECKING:
     from context_pred.model import ContextPredictionModel
+
+__all__ = ["FeatureSheet", "pca_colors", "run"]
 
 SIDE = 8.0
 """The photographs' shorter side in patches: finer than for comparing, since here shapes are to be seen."""
@@ -45,7 +47,15 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class FeatureSheet:
-    """What was drawn; ``str()`` says it."""
+    """What was drawn; ``str()`` says it.
+
+    Attributes:
+        picture: ``OUT/features.png``.
+        paths: The photographs, a row each.
+        layers: A column each.
+        skipped: {path: reason} of the files that could not be opened.
+        found: Among how many photographs those drawn were chosen.
+    """
 
     picture: Path
     paths: tuple[str, ...]
@@ -85,6 +95,9 @@ def run(
         device: Where to compute.
         progress: Show a bar.
 
+    Returns:
+        What was drawn.
+
     Raises:
         InvalidInputError: no images, or an argument out of its range.
         UnknownNameError: no such model or layer.
@@ -99,7 +112,7 @@ def run(
         )
         for layer in chosen
     ]
-    photographs = opened(images, at_most=at_most, seed=seed)
+    photographs = opened(found_in(images, out), at_most=at_most, seed=seed)
     folder = made(out)
     columns = []
     with tqdm(total=len(makers) * len(photographs), unit=" maps", disable=not progress, leave=False) as bar:

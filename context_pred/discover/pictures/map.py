@@ -25,18 +25,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from context_pred import extract
-from context_pred.data.files import find_images
 from context_pred.data.images import open_image
 from context_pred.discover.patches import loaded
-from context_pred.errors import ImageError, InvalidInputError, storing
+from context_pred.errors import ImageError, InvalidInputError, check_whole_number, storing
 from context_pred.extras import need
+from context_pred.pictures import save_png
 from context_pred.weights_file import write_bytes
 
-from .photographs import Source, check_seed, count, made, told, whole_number
-from .sheets import save_png, small, within
+from .photographs import Source, check_seed, count, found_in, made, told
+from .sheets import small, within
 
 if TYPE_CHECKING:
     from context_pred.model import ContextPredictionModel
+
+__all__ = ["Collection", "run"]
 
 FEWEST, MOST = 3, 4000
 """Photographs that a map needs, and that it can hold."""
@@ -151,6 +153,9 @@ def run(
         device: Where to compute.
         progress: Show a bar.
 
+    Returns:
+        The places of the photographs, and where picture, page and numbers lie.
+
     Raises:
         InvalidInputError: fewer than three images, scikit-learn not installed, or an argument out of its range.
         UnknownNameError: no such model or layer.
@@ -163,7 +168,7 @@ def run(
     _check(at_most, seed)
     model = loaded(model)
     (layer,) = model.backbone.chosen((layer,))
-    files = find_images(images)
+    files = found_in(images, out)
     chosen = _some(files, at_most, seed)
     folder = made(out)
     with _temporary(folder) as temporary:
@@ -202,7 +207,7 @@ def _temporary(folder: Path) -> tempfile.TemporaryDirectory[str]:
 
 
 def _check(at_most: int, seed: int) -> None:
-    whole_number("at_most", at_most, FEWEST, MOST)
+    check_whole_number("at_most", at_most, FEWEST, MOST)
     check_seed(seed)
     need("sklearn.manifold", "A map", "discover")
 

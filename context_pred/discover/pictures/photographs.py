@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -13,15 +13,16 @@ from tqdm import tqdm
 
 from context_pred.data.files import find_images
 from context_pred.data.images import open_image
-from context_pred.errors import ImageError, InvalidInputError, storing
-
-if TYPE_CHECKING:
-    pass
+from context_pred.errors import ImageError, InvalidInputError, check_whole_number, storing
 
 Source = str | Path | Sequence[str | Path]
 
 MOST = 100
 """Photographs on one sheet."""
+
+DRAWN = ("features.png", "pretext.png", "pretext.json", "map.png", "map.html", "map.json", "similarity.png",
+         "similarity.html")  # fmt: skip
+"""What the commands write."""
 
 LARGEST = 1024
 """px of a photograph's shorter side beyond which it is made smaller: no picture shows more."""
@@ -63,7 +64,7 @@ def opened(source: Source, *, at_most: int, seed: int = 0, progress: bool = Fals
         InvalidInputError: nothing was found, or a number out of its range.
         ImageError: none can be opened.
     """
-    whole_number("at_most", at_most, most=MOST)
+    check_whole_number("at_most", at_most, most=MOST)
     check_seed(seed)
     files = find_images(source)
     order = np.random.default_rng(seed).permutation(len(files)) if len(files) > at_most else range(len(files))
@@ -86,6 +87,38 @@ def opened(source: Source, *, at_most: int, seed: int = 0, progress: bool = Fals
     return Photographs(tuple(str(files[number]) for number in numbers), images, sizes, skipped, len(files))
 
 
+def found_in(source: Source, out: str | Path) -> list[Path]:
+    """Find photographs: one file counts once, whatever links lead to it, and what was drawn into ``out`` is none.
+
+    Raises:
+        InvalidInputError: nothing was found.
+    """
+    found = by_file(source, lambda path, _: lies_in(path, out, DRAWN))
+    if not found:
+        raise InvalidInputError(f"No images in {source!r} but what was drawn there before.")
+    return list(found.values())
+
+
+def by_file(source: Source, left_out: Callable[[Path, str], bool]) -> dict[str, Path]:
+    """Find photographs, each once, whatever links lead to it: {where the file really lies: its path}.
+
+    Args:
+        source: As ``find_images`` takes them.
+        left_out: Of a path, and where it really lies, whether it is none of the photographs.
+    """
+    found: dict[str, Path] = {}
+    for path in find_images(source):
+        real = os.path.realpath(path)
+        if not left_out(path, real):
+            found.setdefault(real, path)
+    return found
+
+
+def lies_in(path: Path, folder: str | Path, names: Collection[str]) -> bool:
+    """Tell whether a path is one of these names in a folder itself, whatever links lead to the folder."""
+    return path.name in names and os.path.realpath(path.parent) == os.path.realpath(folder)
+
+
 def moderate(image: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
     """Make a large photograph smaller; return it with its size before, (width, height)."""
     scale = LARGEST / min(image.size)
@@ -103,16 +136,9 @@ def made(out: str | Path) -> Path:
     return folder
 
 
-def whole_number(name: str, value: object, least: int = 1, most: int | None = None) -> None:
-    """Raise InvalidInputError unless an argument is a whole number from ``least`` up, and not above ``most``."""
-    accepted = f"from {least} up" if most is None else f"in {least:,} … {most:,}"
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        raise InvalidInputError(f"{name}={value!r}; accepted: a whole number {accepted}.")
-
-
 def check_seed(seed: object) -> None:
     """Raise InvalidInputError unless a seed is what NumPy, PyTorch and scikit-learn all take."""
-    whole_number("seed", seed, 0, 2**32 - 1)
+    check_whole_number("seed", seed, 0, 2**32 - 1)
 
 
 def told(skipped: dict[str, str]) -> str:

@@ -27,15 +27,17 @@ from context_pred.extract.network import find_device
 from context_pred.geometry import Geometry, as_trained, kept_pairs, scaled
 from context_pred.patches import PatchPairs, RandomPairSampler
 from context_pred.patches.layout import POSITIONS
+from context_pred.pictures import save_png
 from context_pred.pretext import PretextResult, Tally
 from context_pred.weights_file import write_bytes
 
 from .dense import LONGEST
-from .photographs import Photographs, Source, check_seed, count, made, opened, told
-from .sheets import save_png
+from .photographs import Photographs, Source, check_seed, count, found_in, made, opened, told
 
 if TYPE_CHECKING:
     from context_pred.model import ContextPredictionModel
+
+__all__ = ["PretextSheet", "run"]
 
 Box = tuple[int, int, int, int]
 
@@ -137,6 +139,9 @@ def run(
         device: Where to compute.
         progress: Show a bar.
 
+    Returns:
+        What the model was asked and said, and where it lies.
+
     Raises:
         InvalidInputError: a backbone alone, no images, no room for a pair in any, or an argument out of its range.
         UnknownNameError: no such model.
@@ -147,7 +152,7 @@ def run(
 
     check_seed(seed)
     asker = Asker.of(loaded(model), device)
-    photographs = opened(images, at_most=at_most, seed=seed)
+    photographs = opened(found_in(images, out), at_most=at_most, seed=seed)
     folder = made(out)
     drawn, result, without = _asked(asker, photographs, seed, progress)
     skipped = {**photographs.skipped, **without}

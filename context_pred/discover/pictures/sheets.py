@@ -1,15 +1,14 @@
-"""What the sheets share: a page with a heading, captions that fit, PNG and JPEG as bytes."""
+"""What the sheets share: a page with a heading, captions that fit, JPEG as bytes."""
 
 from __future__ import annotations
 
 import base64
 import io
-from pathlib import Path
+import unicodedata
 
 from PIL import Image, ImageDraw
 
 from context_pred.pictures import INK, PAPER, font
-from context_pred.weights_file import write_bytes
 
 MARGIN, SPACE, HEADING = 24, 10, 68
 GRAY = (95, 95, 95)
@@ -26,9 +25,15 @@ def sheet(width: int, height: int, title: str, line: str) -> tuple[Image.Image, 
     return page, pen
 
 
+def drawable(text: str) -> str:
+    """Write a text in a line of what the font has, "ü" as "u"; a name of a file may hold anything, bytes too."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in plain)
+
+
 def fitted(text: str, width: float, size: int) -> str:
-    """Cut a text off where it would be wider than ``width`` px; file names may hold bytes that are no text."""
-    text = text.encode("utf-8", "replace").decode()
+    """Cut a text off, as ``drawable`` gives it, where it would be wider than ``width`` px."""
+    text = drawable(text)
     if font(size).getlength(text) <= width:
         return text
     while text and font(size).getlength(text + "…") > width:
@@ -45,13 +50,6 @@ def within(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
 def small(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Return a photograph at another size, for looking."""
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-
-
-def save_png(page: Image.Image, path: Path) -> None:
-    """Write a sheet as PNG, whole or not at all; raises StorageError, and an older file stands."""
-    buffer = io.BytesIO()
-    page.save(buffer, format="PNG")
-    write_bytes(buffer.getvalue(), path)
 
 
 def jpeg_uri(image: Image.Image, quality: int = 80) -> str:

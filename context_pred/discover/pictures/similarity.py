@@ -22,19 +22,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from context_pred.data.files import find_images
 from context_pred.data.images import open_image, to_rgb
 from context_pred.discover.patches import loaded
 from context_pred.errors import InvalidInputError, unknown
+from context_pred.pictures import save_png
 from context_pred.weights_file import write_bytes
 
 from .colors import WARM
 from .dense import SIDE, FeatureMaps
-from .photographs import Photographs, Source, count, made, moderate, opened, told
-from .sheets import save_png
+from .photographs import Photographs, Source, count, found_in, made, moderate, opened, told
 
 if TYPE_CHECKING:
     from context_pred.model import ContextPredictionModel
+
+__all__ = ["Compared", "Similarity", "heat", "run", "similarity_maps"]
 
 LAYER = "feature4"
 
@@ -112,7 +113,21 @@ class Compared:
         device: str | torch.device = "auto",
         progress: bool = False,
     ) -> Compared:
-        """Compute the maps; arguments as of ``similarity_maps``, and whether to show a bar."""
+        """Compute the maps; arguments as of ``similarity_maps``, and whether to show a bar.
+
+        Args:
+            model: As in ``similarity_maps``.
+            image: The photograph that points will lie in.
+            others: The photographs to look in.
+            layer: As in ``similarity_maps``.
+            side: As in ``similarity_maps``.
+            finer: As in ``similarity_maps``.
+            device: Where to compute, as in ``extract.run``.
+            progress: Show a bar.
+
+        Raises:
+            InvalidInputError: no other photographs.
+        """
         if not others:
             raise InvalidInputError("No other photographs to compare with; at least one is needed.")
         make = FeatureMaps.of(model, layer, side=side, finer=finer, device=device)
@@ -123,12 +138,20 @@ class Compared:
         return cls(image.size, query, tuple(rest))
 
     def maps(self, point: Point) -> list[Floats]:
-        """Return how alike each position of each other photograph is to a point, float32 (h, w) in −1 … 1 each."""
+        """Return how alike each position of each other photograph is to a point, float32 (h, w) in −1 … 1 each.
+
+        Args:
+            point: (x, y) in px of the photograph, or a name of ``POINTS``.
+        """
         feature = self._feature(point)
         return [one @ feature for one in self.others]
 
     def own(self, point: Point) -> Floats:
-        """Return the same for the photograph that the point lies in."""
+        """Return the same for the photograph that the point lies in.
+
+        Args:
+            point: (x, y) in px of the photograph, or a name of ``POINTS``.
+        """
         return self.query @ self._feature(point)
 
     def _feature(self, point: Point) -> Floats:
@@ -203,6 +226,9 @@ def run(
         device: Where to compute.
         progress: Show a bar.
 
+    Returns:
+        What was found, the most alike first, and where picture and page lie.
+
     Raises:
         InvalidInputError: no others, a point outside of the photograph, or an argument out of its range.
         UnknownNameError: no such model, layer or point.
@@ -217,7 +243,7 @@ def run(
     query, size = moderate(open_image(image))
     x, y = point_in(size, at)
     place = (x * query.width / size[0], y * query.height / size[1])
-    photographs = opened(_without(others, image), at_most=at_most, seed=seed)
+    photographs = opened(_without(others, image, out), at_most=at_most, seed=seed)
     folder = made(out)
     compared = Compared.of(
         model, query, photographs.images, layer=layer, side=side, device=device, progress=progress
@@ -246,10 +272,10 @@ class Asked:
     line: str
 
 
-def _without(others: Source, image: str | Path) -> list[Path]:
+def _without(others: Source, image: str | Path, out: str | Path) -> list[Path]:
     """Find the others and leave out the query itself, by whatever way it is reached."""
     query = os.path.realpath(image)
-    left = [path for path in find_images(others) if os.path.realpath(path) != query]
+    left = [path for path in found_in(others, out) if os.path.realpath(path) != query]
     if not left:
         raise InvalidInputError(f"The only photograph to look in is {image} itself; at least one other is needed.")
     return left
@@ -313,7 +339,7 @@ def heat(image: Image.Image, similarity: Floats, *, low: float = 0.0, high: floa
         RGB, of the photograph's size.
 
     Raises:
-        InvalidInputError: ``similarity`` is no map, or ``low`` is not below ``high``.
+        InvalidInputError: ``similarity`` is no map, ``low`` is not below ``high``, or ``image`` has more than 8 bits.
     """
     if np.ndim(similarity) != 2 or not np.size(similarity) or not low < high:
         raise InvalidInputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from context_pred.errors import InvalidInputError
-from context_pred.markup import Markup, element, joined, page
+from context_pred.markup import Markup, element, escaped, joined, page
 
 from .colors import WARM
 from .sheets import jpeg_uri, small, within
@@ -46,7 +47,8 @@ def page_of(asked: Asked) -> str:
     found = [[asked.compared.own(point), *asked.compared.maps(point)] for point in points]
     side = _side(len(every))
     others = [small(image, within(image.size, (side, side))) for image in asked.photographs.images]
-    names = [Path(path).name for path in asked.photographs.paths]
+    # The script writes names as they are, so what cannot be shown is escaped here.
+    names = [html.unescape(escaped(Path(path).name)) for path in asked.photographs.paths]
     data = {
         "columns": columns,
         "rows": rows,

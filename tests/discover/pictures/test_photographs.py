@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from context_pred.discover.pictures.photographs import LARGEST, moderate, opened, told
+from context_pred.discover.pictures.photographs import LARGEST, found_in, moderate, opened, told
+from context_pred.discover.pictures.sheets import drawable, fitted
 from context_pred.errors import ImageError, InvalidInputError
 
 
@@ -31,6 +32,24 @@ def test_others_take_the_place_of_the_damaged(folder: Path, bomb: Path) -> None:
     assert len(everything.skipped) == 7
     assert "7 files skipped" in told(everything.skipped)
     assert "pixels" in told({str(bomb): everything.skipped[str(bomb)]})
+
+
+def test_one_file_counts_once_and_what_was_drawn_is_none(folder: Path) -> None:
+    first = min(folder.rglob("*.png"))
+    (folder / "link.png").symlink_to(first)
+    (folder / "map.png").symlink_to(first)
+    (folder / "similarity.html").write_text("drawn")
+    assert len(found_in(folder, folder)) == len(found_in([folder, folder], folder)) == 6
+    with pytest.raises(InvalidInputError, match="drawn there before"):
+        found_in(folder / "similarity.html", folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn"), [("Łódź ü", "Łodz u"), ("a\nb", "a b"), ("\udcff\u202egpj", "??gpj"), ("½…−", "1\u20442...−")]
+)
+def test_names_are_drawn_in_a_line_of_plain_letters(name: str, drawn: str) -> None:
+    assert drawable(name) == drawn
+    assert fitted(name, 400, 12) == drawn
 
 
 def test_large_photographs_become_smaller() -> None:

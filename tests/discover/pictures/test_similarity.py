@@ -121,6 +121,13 @@ def data_of(page: Path) -> dict:
 
 
 class TestRun:
+    def test_names_cannot_turn_the_page_round(
+        self, folder: Path, tmp_path: Path, model: ContextPredictionModel
+    ) -> None:
+        (folder / "others" / "flower_red.png").rename(folder / "others" / "\u202e<b>&.png")
+        data = data_of(drawn(folder / "animals" / "koala.png", folder, tmp_path / "out", model).page)
+        assert "\\u202e<b>&.png" in data["names"]
+
     def test_sheet_and_page(self, folder: Path, tmp_path: Path, model: ContextPredictionModel) -> None:
         query = folder / "animals" / "koala.png"
         result = drawn(query, folder, tmp_path / "out", model, at=(30, 60))
@@ -161,7 +168,7 @@ class TestRun:
         (folder / "animals" / "koala.png").rename(strange)
         page = drawn(folder / "animals" / "panda.png", [strange], tmp_path / "out", model).page
         assert page.read_text().count("<script") == 2
-        assert data_of(page)["names"][1] == strange.name
+        assert data_of(page)["names"][1] == strange.name.replace("\udcff", "\\udcff")
 
     def test_wrong_arguments_leave_what_is_there(
         self, folder: Path, bomb: Path, tmp_path: Path, model: ContextPredictionModel
