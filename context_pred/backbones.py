@@ -5,17 +5,20 @@ A new backbone is one class and one line in ``BACKBONES``.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from .errors import InvalidInputError, UnknownNameError, unknown
+from .errors import InvalidInputError, UnknownNameError, check_whole_number, unknown
 from .folding import folded, folded_block, folds
+
+__all__ = ["BACKBONES", "LAYERS", "Backbone", "ContextNetBackbone", "FeatureInfo", "ResNetBackbone", "build_backbone"]
 
 LAYERS = ("feature1", "feature2", "feature3", "feature4", "feature5")
 
@@ -65,18 +68,26 @@ class Backbone(nn.Module):
     in_channels: int
     feature_info: dict[str, FeatureInfo]
     pair_layer: str
-    stages: tuple[tuple[str, ...], ...]
+    stages: tuple[tuple[str, ...], ...] = ()
     grid_windows = False
     """Whether maps of a ResNet's sizes are pooled to a grid through mmselfsup's windows, as a ResNet's are."""
+    frozen = -1
+    """The last stage that is frozen; −1: none."""
+    frozen_norms = False
+    """Whether the batch norms of the other stages are frozen too."""
 
     def chosen(self, layers: str | Sequence[str] | None) -> tuple[str, ...]:
         """Return the layers asked for, in the backbone's order; None means feature1 … feature5.
 
+        Args:
+            layers: A name, names, or None.
+
         Raises:
             UnknownNameError: a layer this backbone does not have.
+            InvalidInputError: no name at all.
         """
         if layers is None:
-            return LAYERS
+            return tuple(name for name in LAYERS if name in self.layers)
         asked = (layers,) if isinstance(layers, str) else tuple(layers)
         if not asked:
             raise InvalidInputError(f"No layer asked for; accepted: {', '.join(self.layers)}.")
@@ -89,6 +100,105 @@ class Backbone(nn.Module):
                     )
                 raise unknown("layer", name, self.layers)
         return tuple(name for name in self.layers if name in asked)
+
+    def check(self, images: object, what: str) -> None:
+        """Refuse images that are no floating tensor (N, C, H, W) of the weights' dtype.
+
+        Args:
+            images: What a user gave.
+            what: Its name, to begin the error with.
+
+        Raises:
+            InvalidInputError: another type, shape or dtype.
+        """
+        if not isinstance(images, Tensor):
+            raise InvalidInputError(
+                f"{what} must be a tensor (N, {self.in_channels}, H, W), not {type(images).__name__}; "
+                f"model.transform(image)[None] makes one of a PIL image."
+            )
+        if images.ndim != 4 or images.shape[1] != self.in_channels:
+            hint = " Add the batch axis: x[None]." if images.ndim == 3 else ""
+            if images.ndim == 4 and images.shape[-1] == self.in_channels:
+                hint = " Move the channels first: x.permute(0, 3, 1, 2)."
+            raise InvalidInputError(
+                f"{what} must have shape (N, {self.in_channels}, H, W), not {tuple(images.shape)}.{hint}"
+            )
+        if not images.is_floating_point():
+            raise InvalidInputError(f"{what} must be floating, not {images.dtype}; model.transform normalises uint8.")
+        own = self.conv1.weight.dtype
+        if images.dtype != own and not torch.is_autocast_enabled(images.device.type):
+            raise InvalidInputError(f"{what} are {images.dtype} but the model is {own}: convert one of them.")
+
+    def freeze(self, stages: int, *, norms: bool = False) -> Self:
+        """Freeze the stem and the first ``stages`` stages; their batch norms stay in eval mode, also after ``train()``.
+
+        It holds in whatever the backbone becomes a part of: a classifier, a detector, a segmenter.
+
+        Args:
+            stages: 0: the stem alone; 4: the whole backbone of a ResNet; −1: nothing (thaws). OpenMMLab counts so
+                (``frozen_stages``); torchvision's ``trainable_layers`` = 4 − ``stages``.
+            norms: Freeze the batch norms of all other stages too: for batches of few images, as torchvision's
+                detectors do (``FrozenBatchNorm2d``) and OpenMMLab's with ``norm_eval``.
+
+        Returns:
+            The backbone itself.
+
+        Raises:
+            InvalidInputError: the backbone has no such stage.
+        """
+        last = len(self.stages) - 1
+        if isinstance(stages, bool) or not isinstance(stages, int) or not -1 <= stages <= last:
+            raise InvalidInputError(f"freeze({stages!r}): accepted are -1 (nothing), 0 (the stem) … {last}.")
+        for module in self._frozen():
+            module.requires_grad_(True)
+        self.frozen, self.frozen_norms = stages, norms
+        for module in self._frozen():
+            module.requires_grad_(False)
+        return self.train(self.training)
+
+    def _frozen(self) -> list[nn.Module]:
+        found = [self.get_submodule(name) for stage in self.stages[: self.frozen + 1] for name in stage]
+        if self.frozen_norms:
+            found += [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        return found
+
+    def train(self, mode: bool = True) -> Self:
+        """Set train or eval mode; frozen batch norms stay in eval mode.
+
+        Args:
+            mode: True: train.
+        """
+        super().train(mode)
+        for module in self._frozen():
+            module.eval()
+        return self
+
+    def thawed(self) -> Self:
+        """Return a copy with nothing frozen and every weight trainable."""
+        return copy.deepcopy(self).freeze(-1).requires_grad_(True)
+
+    def upto(self, layer: str) -> Self:
+        """Return a copy that ends with ``layer``: deeper stages have no weights any more, deeper layers no names.
+
+        What is frozen stays frozen.
+
+        Args:
+            layer: The last that is left.
+
+        Raises:
+            UnknownNameError: a layer this backbone does not have.
+        """
+        kept = self.layers.index(self.chosen(layer)[-1]) + 1
+        own = copy.deepcopy(self)
+        for name in (name for stage in self.stages[kept:] for name in stage):
+            setattr(own, name, nn.Sequential())
+        own.layers, own.stages = self.layers[:kept], self.stages[:kept]
+        own.feature_info = {name: self.feature_info[name] for name in own.layers}
+        own.frozen = min(self.frozen, kept - 1)
+        for module in own.modules():
+            if isinstance(module, RepeatedBatchNorm2d):
+                module.repeats = 1.0
+        return own
 
 
 def _meant(name: object) -> str:
@@ -103,6 +213,11 @@ class ResNetBackbone(Backbone, ResNet):  # type: ignore[misc]  # torchvision pub
     """torchvision's ResNet without its pooling and classifier; the parameters keep torchvision's names.
 
     ``feature1`` is the stem after its ReLU, before max-pooling; ``feature2`` … ``feature5`` are the four stages.
+
+    Args:
+        block: torchvision's ``BasicBlock`` or ``Bottleneck``.
+        blocks: How many of them each of the four stages has.
+        in_channels: Channels of the images.
     """
 
     layers = LAYERS
@@ -134,7 +249,15 @@ class ResNetBackbone(Backbone, ResNet):  # type: ignore[misc]  # torchvision pub
         }
 
     def forward(self, x: Tensor, layers: str | Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Return the layers asked for (None: all five) as {name: (N, C, H/stride, W/stride)}; run nothing deeper."""
+        """Return the layers asked for (None: all five) as {name: (N, C, H/stride, W/stride)}; run nothing deeper.
+
+        Args:
+            x: Images (N, C, H, W), floating.
+            layers: Names of layers; None: feature1 … feature5.
+
+        Raises:
+            UnknownNameError: no such layer.
+        """
         asked = self.chosen(layers)
         found: dict[str, Tensor] = {}
         fold = folds(self, x, RepeatedBatchNorm2d)
@@ -192,7 +315,16 @@ class ContextNetBackbone(Backbone):
         self.apply(xavier_caffe)
 
     def forward(self, x: Tensor, layers: str | Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Return the layers asked for (None: feature1 … feature5), each after its ReLU and before pooling."""
+        """Return the layers asked for (None: feature1 … feature5), each after its ReLU and before pooling.
+
+        Args:
+            x: Images (N, C, H, W), floating.
+            layers: Names of layers; None: feature1 … feature5.
+
+        Raises:
+            UnknownNameError: no such layer.
+            InvalidInputError: images too small for fc6.
+        """
         asked = self.chosen(layers)
         found: dict[str, Tensor] = {}
         steps: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
@@ -252,14 +384,23 @@ def build_backbone(name: str, in_channels: int = 3) -> Backbone:
     ResNets are initialised as torchvision and OpenMMLab do (Kaiming normal, fan out), ``contextnet`` as
     the released code does (Caffe's Xavier).
 
+    Args:
+        name: Of ``BACKBONES``.
+        in_channels: Channels of the images.
+
     Raises:
         UnknownNameError: no backbone of that name.
         InvalidInputError: ``in_channels`` below 1.
+
+    Examples:
+        >>> import torch
+        >>> maps = build_backbone("resnet18")(torch.zeros(1, 3, 64, 64), ["feature3", "feature5"])
+        >>> {name: tuple(values.shape) for name, values in maps.items()}
+        {'feature3': (1, 128, 8, 8), 'feature5': (1, 512, 2, 2)}
     """
     if name not in BACKBONES:
         raise unknown("backbone", name, BACKBONES)
-    if isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 1:
-        raise InvalidInputError(f"in_channels={in_channels!r}; accepted: a whole number from 1 up.")
+    check_whole_number("in_channels", in_channels)
     return BACKBONES[name](in_channels)
 
 

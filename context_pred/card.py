@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from .errors import WeightsError
 
+__all__ = ["Card", "HubFile", "Metric"]
+
 ChannelOrder = Literal["rgb", "bgr"]
 LabelOrder = Literal["raster", "openmmlab-1.x"]
 
@@ -26,7 +28,14 @@ WEIGHTS_FILE = "model.safetensors"
 
 @dataclass(frozen=True)
 class HubFile:
-    """Where the Hugging Face Hub keeps a model: ``owner/name``, a 40-digit revision, and the file's SHA-256."""
+    """Where the Hugging Face Hub keeps a model: ``owner/name``, a 40-digit revision, and the file's SHA-256.
+
+    Attributes:
+        repository: ``owner/name``.
+        revision: A commit, 40 hex digits.
+        sha256: Of the file, 64 hex digits.
+        file: Its path in the repository.
+    """
 
     repository: str
     revision: str
@@ -36,7 +45,18 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number: as published (``value`` keeps the digits of its source), or as measured for this card."""
+    """One number: as published (``value`` keeps the digits of its source), or as measured for this card.
+
+    Attributes:
+        benchmark: Protocol and variant.
+        dataset: What was measured on.
+        layer: The layer, or "".
+        metric: What the number is, "top-1 %".
+        value: The number as text, all digits of its source.
+        measured_on: Name of the file it belongs to.
+        source: Who printed it, or the command that measured it.
+        note: What one should know.
+    """
 
     benchmark: str
     dataset: str
@@ -54,6 +74,43 @@ class Card:
 
     ``mean`` and ``std`` belong to inputs in [0, 1] and stand in the file's own channel order. The weights kept by the
     library predict positions in raster order whatever ``source_label_order`` the foreign checkpoint had.
+
+    Attributes:
+        name: As the registry calls it, with its tag.
+        backbone: A name of ``context_pred.backbones.BACKBONES``.
+        in_channels: Channels of the images.
+        pair_layers: Whether there are neck and head.
+        neck_channels: Width of the neck; None: the backbone's usual one.
+        mean: Per channel, for inputs in [0, 1].
+        std: Per channel, for inputs in [0, 1].
+        channel_order: "rgb" or "bgr": what the network takes.
+        resize: The shorter side that images are brought to, px.
+        crop: The side of the square cut from their middle, px.
+        patch_sampler: Type and options of the sampler it was trained with.
+        file: Path of the weights in the repository, where they ship.
+        sha256: Of the safetensors, 64 hex digits.
+        hub: Where the Hub has it; None: nowhere.
+        url: Where the original file was published.
+        url_sha256_prefix: The first digits of that file's SHA-256, as published.
+        source_label_order: Order of the positions in the original file, "raster" or "openmmlab-1.x".
+        num_params: Parameters, buffers not counted.
+        file_size: Bytes of the file.
+        title: One line for tables.
+        description: Some sentences for its users.
+        dataset: What it was trained on.
+        recipe: Name of the pretraining recipe.
+        trained: When, year-month-day.
+        license: SPDX identifier.
+        paper: Address of the paper.
+        authors: Whose it is.
+        notes: Sentences worth knowing.
+        metrics: Its numbers, published and measured.
+        aliases: Plain names that stand for it today.
+
+    Examples:
+        >>> card = Card(name="mine", backbone="resnet18")
+        >>> card.replace(crop=160).crop, card.channel_order
+        (160, 'rgb')
     """
 
     # network
@@ -101,6 +158,9 @@ class Card:
     def from_dict(cls, values: dict[str, Any]) -> Card:
         """Build a card from plain JSON values.
 
+        Args:
+            values: As ``to_dict`` gives them.
+
         Raises:
             WeightsError: an entry is missing, unknown, or of the wrong type; the entry is named.
         """
@@ -108,7 +168,14 @@ class Card:
 
     @classmethod
     def read(cls, path: str | Path) -> Card:
-        """Read a card from a JSON file; errors name the file."""
+        """Read a card from a JSON file; errors name the file.
+
+        Args:
+            path: The file.
+
+        Raises:
+            WeightsError: no JSON, or an entry that no card has; the file is named.
+        """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
@@ -125,11 +192,19 @@ class Card:
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
 
     def write(self, path: str | Path) -> None:
-        """Write the card to ``path`` as JSON."""
+        """Write the card to ``path`` as JSON.
+
+        Args:
+            path: The file; replaced if it is there.
+        """
         Path(path).write_text(self.to_json(), encoding="utf-8")
 
     def replace(self, **changes: Any) -> Card:
-        """Return a copy with some entries changed."""
+        """Return a copy with some entries changed.
+
+        Args:
+            changes: New values by entry.
+        """
         return dataclasses.replace(self, **changes)
 
 

@@ -7,6 +7,21 @@ import difflib
 import os
 from collections.abc import Iterable, Iterator
 
+__all__ = [
+    "ContextPredError",
+    "DigestError",
+    "DownloadError",
+    "ImageError",
+    "InvalidInputError",
+    "NotCachedError",
+    "StoppedError",
+    "StorageError",
+    "TrainingDivergedError",
+    "UnknownNameError",
+    "UploadError",
+    "WeightsError",
+]
+
 
 class ContextPredError(Exception):
     """Any mistake or mishap the library reports; the command prints it as one line and exits with 2."""
@@ -17,7 +32,16 @@ class InvalidInputError(ContextPredError, ValueError):
 
 
 class UnknownNameError(InvalidInputError):
-    """A model, layer, backbone, preset or option that does not exist."""
+    """A model, layer, backbone, preset or option that does not exist.
+
+    Examples:
+        >>> import context_pred
+        >>> try:
+        ...     context_pred.model_info("resnet50_8xb64-stepr-70e")
+        ... except ValueError as error:
+        ...     print(type(error).__name__)
+        UnknownNameError
+    """
 
 
 class ImageError(ContextPredError, ValueError):
@@ -34,6 +58,10 @@ class DigestError(WeightsError):
 
 class DownloadError(ContextPredError, ConnectionError):
     """A server that did not give the file."""
+
+
+class UploadError(ContextPredError, ConnectionError):
+    """A server that did not take the files."""
 
 
 class NotCachedError(ContextPredError, FileNotFoundError):
@@ -74,6 +102,13 @@ def unknown(kind: str, given: str, accepted: Iterable[str]) -> UnknownNameError:
     names = [str(name) for name in accepted]
     hint = did_you_mean(given, names)
     return UnknownNameError(f"Unknown {kind} {given!r}.{hint} Accepted: {', '.join(names) or 'none'}.")
+
+
+def check_whole_number(name: str, value: object, least: int = 1, most: int | None = None) -> None:
+    """Raise InvalidInputError unless an argument is a whole number from ``least`` up, and not above ``most``."""
+    accepted = f"from {least} up" if most is None else f"in {least:,} … {most:,}"
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        raise InvalidInputError(f"{name}={value!r}; accepted: a whole number {accepted}.")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -36,12 +40,33 @@ def need(module: str, what: str, extra: str = "eval") -> Any:
         InvalidInputError: it is not installed; the message names the extra.
     """
     try:
-        return import_module(module)
+        with _without_telemetry():
+            return import_module(module)
     except ImportError as error:
         name = module.partition(".")[0]
         raise InvalidInputError(
             f'{what} needs {name}, which is not installed: pip install "context-pred[{extra}]"'
         ) from error
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Let ONNX Runtime and OpenVINO be imported without reporting their use to their makers.
+
+    ONNX Runtime heeds a variable, which counts only when it is first imported; one that is set already stands.
+    OpenVINO reports through a package of its own, and uses a stand-in that reports nothing where that is missing; so
+    it finds none.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    name = "openvino_telemetry"
+    if name in sys.modules or "openvino" in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # the documented way to say that a module cannot be imported
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def versions() -> dict[str, str]:

@@ -33,6 +33,7 @@ from .weights_file import read_weights, write_weights
 
 if TYPE_CHECKING:
     from .data.transforms import EvalTransform
+    from .finetuning import Classifier
     from .patches import RandomPairSampler
 
 
@@ -88,7 +89,6 @@ class ContextPredictionModel(
             neck_channels=neck_channels,
             **_untrained_input(self.backbone),
         )
-        self._frozen = -1
 
     # Making one -------------------------------------------------------------------------------------------------
 
@@ -198,7 +198,7 @@ class ContextPredictionModel(
             UnknownNameError: no such layer.
             InvalidInputError: the images have another shape or dtype.
         """
-        self._check(images, "images")
+        self.backbone.check(images, "images")
         found: dict[str, Tensor] = self.backbone(images, layers)
         return found
 
@@ -210,6 +210,13 @@ class ContextPredictionModel(
             layer: The layer to pool.
             pool: "gap": the mean over positions, (N, C); "grid": (N, C·n·n), n = 12, 6, 4, 3, 2 cells a side for
                 feature1 … feature5 (mmselfsup's ``MultiPooling``); "none": the flattened map.
+
+        Returns:
+            (N, D), floating as the images.
+
+        Raises:
+            UnknownNameError: no such layer or pooling.
+            InvalidInputError: the images have another shape or dtype.
         """
         maps = self.features(images, layer)[layer]
         return pool_map(maps, layer, pool, windows=self.backbone.grid_windows).flatten(1)
@@ -219,6 +226,9 @@ class ContextPredictionModel(
     ) -> Tensor:
         """Predict where each neighbour lies, seen from its centre.
 
+        In train mode neighbours and centres pass the batch norms apart, as upstream's do; a centre of several pairs
+        counts that often in the running variances. Pairs in which any patch is both pass jointly.
+
         Args:
             neighbors: (M, C, p, p) patches, or a ``PatchPairs``, whose patches run through the backbone once each.
             centers: (M, C, p, p), or (K, C, p, p) with ``center_index``.
@@ -227,8 +237,8 @@ class ContextPredictionModel(
         Returns:
             Logits (M, 8); positions 0…7 in raster order.
 
-        In train mode neighbours and centres pass the batch norms apart, as upstream's do; a centre of several pairs
-        counts that often in the running variances. Pairs in which any patch is both pass jointly.
+        Raises:
+            InvalidInputError: shapes that do not belong together, another dtype, or a backbone alone.
         """
         if isinstance(neighbors, PatchPairs):
             if centers is not None or center_index is not None:
@@ -236,8 +246,8 @@ class ContextPredictionModel(
             return self._pairs(neighbors)
         if centers is None:
             raise InvalidInputError("model(neighbors, centers) needs the centres too, or one PatchPairs alone.")
-        self._check(neighbors, "neighbors")
-        self._check(centers, "centers")
+        self.backbone.check(neighbors, "neighbors")
+        self.backbone.check(centers, "centers")
         if center_index is None and len(neighbors) != len(centers):
             raise InvalidInputError(
                 f"{len(neighbors)} neighbours and {len(centers)} centres need center_index, int64 "
@@ -250,7 +260,7 @@ class ContextPredictionModel(
         return self._compare(n, c, None, center_index)
 
     def _pairs(self, pairs: PatchPairs) -> Tensor:
-        self._check(pairs.patches, "pairs.patches")
+        self.backbone.check(pairs.patches, "pairs.patches")
         if self.training:
             neighbor, of_neighbor = torch.unique(pairs.neighbor, return_inverse=True)
             center, of_center = torch.unique(pairs.center, return_inverse=True)
@@ -280,33 +290,15 @@ class ContextPredictionModel(
         logits: Tensor = self.head(self.neck(neighbors, centers, neighbor, center))
         return logits
 
-    def _check(self, images: object, what: str) -> None:
-        if not isinstance(images, Tensor):
-            raise InvalidInputError(
-                f"{what} must be a tensor (N, {self.card.in_channels}, H, W), not {type(images).__name__}; "
-                f"model.transform(image)[None] makes one of a PIL image."
-            )
-        if images.ndim != 4 or images.shape[1] != self.card.in_channels:
-            hint = " Add the batch axis: x[None]." if images.ndim == 3 else ""
-            if images.ndim == 4 and images.shape[-1] == self.card.in_channels:
-                hint = " Move the channels first: x.permute(0, 3, 1, 2)."
-            raise InvalidInputError(
-                f"{what} must have shape (N, {self.card.in_channels}, H, W), not {tuple(images.shape)}.{hint}"
-            )
-        if not images.is_floating_point():
-            raise InvalidInputError(f"{what} must be floating, not {images.dtype}; model.transform normalises uint8.")
-        own = self.backbone.conv1.weight.dtype
-        if images.dtype != own and not torch.is_autocast_enabled(images.device.type):
-            raise InvalidInputError(f"{what} are {images.dtype} but the model is {own}: convert one of them.")
-
     # Fine-tuning ------------------------------------------------------------------------------------------------
 
-    def freeze(self, stages: int) -> Self:
+    def freeze(self, stages: int, *, norms: bool = False) -> Self:
         """Freeze the stem and the first ``stages`` stages; their batch norms stay in eval mode, also after ``train()``.
 
         Args:
             stages: 0: the stem alone; 4: the whole backbone of a ResNet; −1: nothing (thaws). OpenMMLab counts so
                 (``frozen_stages``); torchvision's ``trainable_layers`` = 4 − ``stages``.
+            norms: Freeze the batch norms of all other stages too, for batches of few images.
 
         Returns:
             The model itself.
@@ -314,26 +306,50 @@ class ContextPredictionModel(
         Raises:
             InvalidInputError: the backbone has no such stage.
         """
-        last = len(self.backbone.stages) - 1
-        if isinstance(stages, bool) or not isinstance(stages, int) or not -1 <= stages <= last:
-            raise InvalidInputError(f"freeze({stages!r}): accepted are -1 (nothing), 0 (the stem) … {last}.")
-        for module in self._stages(self._frozen):
-            module.requires_grad_(True)
-        self._frozen = stages
-        for module in self._stages(stages):
-            module.requires_grad_(False)
-        return self.train(self.training)
-
-    def _stages(self, last: int) -> list[nn.Module]:
-        names = [name for stage in self.backbone.stages[: last + 1] for name in stage]
-        return [self.backbone.get_submodule(name) for name in names]
-
-    def train(self, mode: bool = True) -> Self:
-        """Set train or eval mode; frozen batch norms stay in eval mode."""
-        super().train(mode)
-        for module in self._stages(self._frozen):
-            module.eval()
+        self.backbone.freeze(stages, norms=norms)
         return self
+
+    def parameter_groups(
+        self, lr: float, *, layer_decay: float = 1.0, weight_decay: float = 0.0
+    ) -> list[dict[str, Any]]:
+        """Group the parameters by stage for an optimiser: deeper ones learn faster, norms and biases decay not.
+
+        Args:
+            lr: Learning rate of neck and head, above 0.
+            layer_decay: Factor from one stage to the one before it, above 0, at most 1.
+            weight_decay: Of weight matrices and kernels, 0 or more.
+
+        Returns:
+            Groups with "name", "lr", "weight_decay" and "params"; see ``context_pred.finetuning.parameter_groups``.
+
+        Raises:
+            InvalidInputError: a number out of its range, or nothing that is not frozen.
+        """
+        from .finetuning import parameter_groups
+
+        return parameter_groups(self, lr, layer_decay=layer_decay, weight_decay=weight_decay)
+
+    def classifier(
+        self, num_classes: int, layer: str = "feature5", *, pool: str = "gap", batch_norm: bool = False
+    ) -> Classifier:
+        """Make a trainable classifier of a copy of the backbone; see ``context_pred.finetuning.Classifier``.
+
+        Args:
+            num_classes: How many classes there are, 1 or more.
+            layer: The layer to classify on; no stage beyond it is run, or part of the classifier.
+            pool: "gap": the mean over positions; "grid": a grid of cells, flattened.
+            batch_norm: Normalise the pooled map first, without scale and shift.
+
+        Returns:
+            The classifier, in train mode: (N, C, H, W) → logits (N, num_classes).
+
+        Raises:
+            UnknownNameError: no such layer or pooling.
+            InvalidInputError: ``num_classes`` is no whole number from 1 up.
+        """
+        from .finetuning import Classifier
+
+        return Classifier(self, num_classes, layer, pool=pool, batch_norm=batch_norm)
 
     def __repr__(self) -> str:
         """Name the model, what it has, and the input it expects."""
@@ -361,7 +377,12 @@ class ContextPredictionModel(
         card.write(save_directory / CARD_FILE)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Make the README.md of a saved model from the card (huggingface-hub's mixin calls this)."""
+        """Make the README.md of a saved model from the card (huggingface-hub's mixin calls this).
+
+        Args:
+            args: What the mixin passes; not needed.
+            kwargs: The same.
+        """
         return ModelCard(hub_readme(self.card))
 
     @classmethod
@@ -388,6 +409,7 @@ class ContextPredictionModel(
             cache_dir: In place of the Hub's own cache folder.
             local_files_only: Ask no server; so does HF_HUB_OFFLINE=1.
             in_channels: Adapt the stem to images of so many channels.
+            strange: Refused; the error names the argument.
 
         Raises:
             NotCachedError: no such folder, or offline and not cached.
@@ -415,7 +437,10 @@ class ContextPredictionModel(
         """Load a saved folder (huggingface-hub's mixin calls this, with what config.json says)."""
         folder = Path(model_id)
         if not (folder / CARD_FILE).is_file():
-            raise NotCachedError(f"{folder} has no {CARD_FILE}; a folder from save_pretrained has one.")
+            raise NotCachedError(
+                f"{folder} has no {CARD_FILE}; a folder from save_pretrained, or `full` from `zoo publish`, has one. "
+                "A backbone in timm's layout is loaded by context_pred.load_pretrained, or by timm."
+            )
         card = Card.read(folder / CARD_FILE)
         state = read_weights(folder / (card.file or WEIGHTS_FILE), card.sha256)
         model = cls.from_card(card, state, in_channels=in_channels)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageFont
 
-from context_pred.errors import storing
+from context_pred.weights_file import write_bytes
 
 PAPER, INK, FAINT = (255, 255, 255), (32, 32, 32), (214, 214, 214)
 COLORS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233))
@@ -21,6 +22,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def save_png(picture: Image.Image, path: str | Path) -> None:
-    """Write a picture as PNG; raises StorageError where that fails."""
-    with storing(path):
-        picture.save(path, format="PNG")
+    """Write a picture as PNG, whole or not at all; raises StorageError, and an older file stands."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write_bytes(buffer.getvalue(), path)

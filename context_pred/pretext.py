@@ -26,6 +26,8 @@ from torch.nn import functional as F
 from .errors import InvalidInputError, unknown
 from .patches import GridPatchSampler, PatchDraw, PatchPairs, RandomPairSampler
 
+__all__ = ["PretextResult", "measure", "pretext_loss"]
+
 Precision = Literal["float32", "bfloat16", "float16", "float64"]
 
 PRECISIONS = {
@@ -51,6 +53,14 @@ def pretext_loss(logits: Tensor, position: Tensor, reduction: Literal["mean", "s
 
     Returns:
         A scalar, or (M,) for "none"; float32 or float64.
+
+    Raises:
+        UnknownNameError: no such reduction.
+
+    Examples:
+        >>> import torch
+        >>> pretext_loss(torch.zeros(5, 8), torch.arange(5))  # guessing: log 8
+        tensor(2.0794)
     """
     if reduction not in ("mean", "sum", "none"):
         raise unknown("reduction", str(reduction), ("mean", "sum", "none"))
@@ -91,7 +101,11 @@ class PretextResult:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PretextResult:
-        """Make it again from ``to_dict``'s values."""
+        """Make it again from ``to_dict``'s values.
+
+        Args:
+            values: What ``to_dict`` gave.
+        """
         by_position = tuple(math.nan if share is None else float(share) for share in values["by_position"])
         confusion = tuple(tuple(int(count) for count in row) for row in values["confusion"])
         return cls(**{**values, "by_position": by_position, "confusion": confusion})
@@ -341,6 +355,17 @@ def measure(
     seed: int = 0,
 ) -> PretextResult:
     """Measure the pretext accuracy of a model in eval mode (dropout off); arguments as in ``tallied``.
+
+    Args:
+        model: As in ``tallied``: takes ``PatchPairs``, returns logits (M, 8).
+        batches: Images with their draws.
+        sampler: Cuts the patches.
+        device: Where to compute.
+        precision: "float32", "float64", "bfloat16" or "float16".
+        seed: Of the noise in colour dropping.
+
+    Returns:
+        Accuracy with its 95 % interval over whole images, by position, and the confusion.
 
     Raises:
         InvalidInputError: no pair at all, or an unknown precision.

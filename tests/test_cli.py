@@ -39,7 +39,7 @@ COMMANDS = dict(commands(main))
 
 def test_the_commands_are_the_promised_ones() -> None:
     names = {" ".join(path) for path in COMMANDS}
-    zoo = {"zoo pull", "zoo verify", "zoo convert", "zoo results"}
+    zoo = {f"zoo {name}" for name in ("pull", "verify", "convert", "results", "export", "publish", "pin")}
     picture = {"picture features", "picture pretext", "picture map", "picture similarity"}
     assert names == {
         "models",
@@ -285,3 +285,16 @@ def test_the_command_runs_as_a_module() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert SHIPPED in done.stdout
+
+
+def test_an_evaluation_that_was_stopped_has_not_ended_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    from context_pred import evaluate
+    from context_pred.errors import StoppedError
+
+    def stopped(*_: object, **__: object) -> None:
+        raise StoppedError("Stopped at step 5 of 12 of line, with a checkpoint.")
+
+    monkeypatch.setattr(evaluate, "run", stopped)
+    result = CliRunner().invoke(main, ["evaluate", "knn", "--data", "photos", "--out", "knn"])
+    assert result.exit_code == 130
+    assert result.stderr == "Stopped at step 5 of 12 of line, with a checkpoint.\n"

@@ -7,12 +7,19 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import docs_names
 import pytest
+from click import ClickException
 from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = (ROOT / "docs", ROOT / "docs" / "discovering", ROOT / "docs" / "evaluating")
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(p for folder in FOLDERS for p in folder.glob("*.md"))])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def _id(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
 LANGUAGES = {"python", "sh", "text"}
 INSTALLS = re.compile(r"^(\S*pip install|python3 -m venv|\.venv/bin/pip|\.ci/run)\b")
 
@@ -67,7 +74,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_id)
 def test_page_runs(page: Path, workplace: Path) -> None:
     expected = sum(
         1 if block.language == "python" else sum(line.startswith("context-pred ") for line in block.code.splitlines())
@@ -78,12 +85,54 @@ def test_page_runs(page: Path, workplace: Path) -> None:
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("page", [p for p in PAGES if any(b.network for b in blocks(p))], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [p for p in PAGES if any(b.network for b in blocks(p))], ids=_id)
 def test_page_runs_with_the_network(page: Path, workplace: Path) -> None:
     assert run_page(page, network=True) > 0
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [p for p in PAGES if any(b.network for b in blocks(p))], ids=_id)
+def test_what_needs_the_network_names_what_there_is(page: Path) -> None:
+    names = docs_names.Names()
+    for block in blocks(page):
+        if block.language == "python":
+            wrong = names.read(block.code)
+            assert not (block.network and wrong), f"{page.name}:{block.line}: {wrong}"
+        elif block.language == "sh" and block.network:
+            for line in block.code.splitlines():
+                if line.startswith("context-pred "):
+                    docs_names.parse_command(line)
+
+
+@pytest.mark.parametrize(
+    ("code", "wrong"),
+    [
+        ("import context_pred\ncontext_pred.load_pretraind('x')", "context_pred.load_pretraind"),
+        ("import context_pred\ncontext_pred.load_pretrained('x', devise='cpu')", "devise"),
+        ("import context_pred as c\nm = c.load_pretrained('x')\nm.feature(1)", "m.feature"),
+        ("import context_pred as c\nm = c.load_pretrained('x')\nm.features(1, layer='feature4')", "layer"),
+        ("from context_pred import extrac", "extrac"),
+        ("from context_pred import extract\nextract.run('photos', 'x', out='y', pol='gap')", "pol"),
+        ("from context_pred.discover.index import NeighborIndex\nNeighborIndex.biuld('photos')", "biuld"),
+    ],
+)
+def test_a_wrong_name_is_found_without_running_it(code: str, wrong: str) -> None:
+    assert wrong in str(docs_names.Names().read(code))
+
+
+def test_a_right_name_is_taken() -> None:
+    code = "from context_pred import load_pretrained\nm = load_pretrained('x', device='cpu')\n"
+    assert docs_names.Names().read(code + "m.embed(m.transform(1), layer='a')") == []
+
+
+@pytest.mark.parametrize(
+    "line", ["context-pred zoo pul x", "context-pred extract docs/photos --ot x", "context-pred zoo pull x --revison 1"]
+)
+def test_a_wrong_command_is_found_without_running_it(line: str) -> None:
+    with pytest.raises(ClickException):
+        docs_names.parse_command(line)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_id)
 def test_every_block_has_a_language_and_every_shell_line_is_known(page: Path) -> None:
     for block in blocks(page):
         assert block.language in LANGUAGES, f"{page.name}:{block.line}"
@@ -92,7 +141,7 @@ def test_every_block_has_a_language_and_every_shell_line_is_known(page: Path) ->
                 assert line.startswith("context-pred ") or INSTALLS.match(line), f"{page.name}:{block.line}: {line}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_id)
 def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):

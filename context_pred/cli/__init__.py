@@ -20,6 +20,7 @@ from .options import (
     device_option,
     example,
     model_option,
+    pairs,
     progress_option,
     workers_option,
 )
@@ -95,6 +96,8 @@ def _show(card: dict[str, Any]) -> None:
               help="gap: the mean over positions; grid: a few cells a side; none: the whole map.")  # fmt: skip
 @batch_option
 @workers_option
+@click.option("--engine", type=click.Choice(["auto", "torch", "onnxruntime", "openvino"]), default="torch",
+              show_default=True, help="Who computes; auto: the fastest that is installed for the device.")  # fmt: skip
 @device_option
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True,
               help="Of the computation; float16 is stored so too, bfloat16 as float32.")  # fmt: skip
@@ -155,7 +158,7 @@ def pretrain(images: tuple[str, ...], recipe: str, settings: tuple[str, ...], **
     from context_pred import pretrain as training
 
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    parsed = _pairs(settings, "SECTION.KEY=VALUE", "run.seed=1")
+    parsed = pairs(settings, "SECTION.KEY=VALUE", "run.seed=1")
     done = training.run(_source(images), recipe, settings=parsed, **options)
     if os.environ.get("RANK", "0") == "0":
         click.echo(done)
@@ -241,23 +244,13 @@ def evaluate(
 
     if resume and options["overwrite"]:
         raise click.UsageError("--resume goes on and --overwrite begins anew; give one of them.")
-    given = _pairs(settings, "KEY=VALUE", "k=5")
+    given = pairs(settings, "KEY=VALUE", "k=5")
     given |= {name: value for name, value in (("pool", pool), ("memory", memory)) if value is not None}
     try:
         click.echo(evaluation.run(protocol, model, data, settings=given, **options))
     except StoppedError as stopped:
         click.echo(str(stopped), err=True)
-
-
-def _pairs(settings: tuple[str, ...], accepted: str, as_in: str) -> dict[str, str]:
-    """Read what --set was given, once or more, as {key: value}."""
-    parsed = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise click.UsageError(f"--set {setting}: accepted is {accepted}, as in {as_in}.")
-        parsed[key] = value
-    return parsed
+        raise SystemExit(130) from None  # a shell's number of what was interrupted: what was to follow must not
 
 
 for command in (discover, neighbors, picture, serve, zoo):

@@ -18,8 +18,9 @@ from .options import batch_option, device_option, example, model_option, progres
 @model_option
 @click.option("--layer", default="feature5", show_default=True, help="The layer to compare.")
 @click.option(
-    "--pool", type=click.Choice(["gap", "grid", "none"]), default="gap", show_default=True, help="As in extract."
-)
+    "--pool", type=click.Choice(["gap", "grid", "quarters", "none"]), default="gap", show_default=True,
+    help="As in extract: gap, grid or none; of patches gap, quarters or none.",
+)  # fmt: skip
 @click.option("-k", type=click.IntRange(1), default=None, metavar="K",
               help="Neighbours of each query.  [default: 5, or as many as there are]")  # fmt: skip
 @click.option("--patches", is_flag=True, help="Compare patches, of the size that the model was trained with, instead "

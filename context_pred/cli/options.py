@@ -33,6 +33,17 @@ def example(line: str) -> str:
     return f"\b\nExample:\n  {line}"
 
 
+def pairs(settings: tuple[str, ...], accepted: str, as_in: str) -> dict[str, str]:
+    """Read what --set was given, once or more, as {key: value}."""
+    parsed = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set {setting}: accepted is {accepted}, as in {as_in}.")
+        parsed[key.strip()] = value
+    return parsed
+
+
 def default_model() -> str:
     """Return the plain name of the model that ships with the library."""
     from context_pred.zoo.registry import default_name

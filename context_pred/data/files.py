@@ -103,14 +103,28 @@ def _walk(folder: Path, above: set[str]) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in above:  # a link to a folder that we are in: following it would never end
         return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name.casefold() in LITTER:
-                continue
-            if entry.is_dir():
-                yield from _walk(folder / entry.name, above | {real})
-            else:
-                yield folder / entry.name
+    try:
+        with os.scandir(folder) as scanned:
+            entries = list(scanned)
+    except OSError as error:
+        raise InvalidInputError(
+            f"The folder {str(folder)!r} cannot be read: {error.strerror or error}. Make it readable, or name the "
+            f"files with a glob pattern or a list."
+        ) from error
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name.casefold() in LITTER:
+            continue
+        if _is_folder(entry):
+            yield from _walk(folder / entry.name, above | {real})
+        else:
+            yield folder / entry.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads round to itself; whoever opens it reports it
+        return False
 
 
 def _from_glob(pattern: str) -> list[Path]:

@@ -84,9 +84,15 @@ class EvalTransform:
     def cut(self, image: Image.Image | Tensor) -> Tensor:
         """Do the first half: resize, crop, and grey where ``in_channels`` is 1.
 
+        Args:
+            image: A PIL image, or a tensor (C, H, W), uint8 or floating in [0, 1].
+
         Returns:
             (C, crop, crop) or (N, C, crop, crop): uint8 for a Pillow image and for uint8, else float32. The channels
             are still in RGB order.
+
+        Raises:
+            InvalidInputError: no image, or one of another number of channels, shape or dtype.
         """
         if isinstance(image, Image.Image):
             pixels: Tensor = F.pil_to_tensor(self._cut_pillow(self._channels(image)))

@@ -57,11 +57,14 @@ class Network:
             own = fold_batch_norms(own).to(memory_format=torch.channels_last)
         self.backbone = own.to(device, self.computed)
 
-    @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> dict[str, NDArray[np.floating]]:
         """(N, C, H, W) uint8, RGB → {layer: (N, …) float32 or float16, in the computer's memory}."""
-        x = self.transform.normalize(pixels.to(self.device, non_blocking=True)).to(self.computed)
-        maps: dict[str, Tensor] = self.backbone(x, self.layers)
+        return self.features(self.transform.normalize(pixels.to(self.device, non_blocking=True)))
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> dict[str, NDArray[np.floating]]:
+        """Do the same of normalised images, floating and on the device."""
+        maps: dict[str, Tensor] = self.backbone(images.to(self.computed), self.layers)
         return {
             layer: pool_map(maps[layer].float(), layer, self.pool, windows=self.windows)
             .to(self.stored)

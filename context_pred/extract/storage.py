@@ -299,6 +299,9 @@ class Rows:
 
     ``rows[5]``, ``rows[10:20]``, ``rows[[3, 1, 4]]`` and ``rows[mask]`` read just these rows, as NumPy arrays;
     ``np.asarray(rows)`` reads all.
+
+    Args:
+        shards: The rows of each file, (n, …) each, in order.
     """
 
     def __init__(self, shards: Sequence[NDArray[Any]]) -> None:

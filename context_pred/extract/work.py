@@ -8,12 +8,14 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from context_pred.data.files import find_images
@@ -21,7 +23,6 @@ from context_pred.errors import ImageError, InvalidInputError, StorageError
 from context_pred.ranks import Ranks
 
 from .loading import Loader
-from .network import Network
 from .storage import (
     Names,
     assemble,
@@ -35,6 +36,9 @@ from .storage import (
 )
 
 logger = logging.getLogger("context_pred")
+
+_UNSAID = {"engine": "torch"}
+"""What settings that do not name it mean."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Say in which settings two runs differ."""
     texts = []
     for name in (*now, *(name for name in before if name not in now)):
-        old, new = before.get(name), now.get(name)
+        old, new = (settings.get(name, _UNSAID.get(name)) for settings in (before, now))
         if old != new:
             same = name in ("files", "weights")
             texts.append(f"the {name} have changed" if same else f"{name} was {old!r} and is {new!r}")
@@ -130,7 +134,13 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def compute(
-    plan: Plan, network: Network, loader: Loader, ranks: Ranks, *, strict: bool, progress: bool
+    plan: Plan,
+    network: Callable[[Tensor], dict[str, NDArray[Any]]],
+    loader: Loader,
+    ranks: Ranks,
+    *,
+    strict: bool,
+    progress: bool,
 ) -> tuple[int, float]:
     """Compute this rank's batches that are not there yet; return how many images that were, and the seconds.
 

@@ -32,6 +32,9 @@ SAMPLERS: dict[str, Callable[..., GridPatchSampler | RandomPairSampler]] = {
 def sampler_from_config(config: dict[str, Any]) -> GridPatchSampler | RandomPairSampler:
     """Make a sampler from a card's ``patch_sampler`` entry.
 
+    Args:
+        config: "type" and the options, as ``to_config`` gives them.
+
     Raises:
         UnknownNameError: no sampler of that type.
         InvalidInputError: an option the sampler does not have.

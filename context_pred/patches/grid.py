@@ -57,6 +57,9 @@ class GridPatchSampler:
     A square of ``crop`` px is taken at random (image by image, where the image is larger), divided into nine cells,
     and a square of ``patch`` px is taken at random inside each cell. Positions are in raster order in every preset.
 
+    ``yoked``, ``aperture`` and ``chroma_blur`` follow Mundhenk, Ho and Chen, CVPR 2018; ``gap`` and these three are no
+    part of upstream. Whatever is off draws no random number, so the others' draws stay as they are.
+
     Args:
         crop: Side of the square in px; upstream 255.
         patch: Side of a patch in px; upstream 64. At most the cell: ``crop // 3``.
@@ -78,11 +81,16 @@ class GridPatchSampler:
         chroma_blur: Probability, per image, that its patches' colours are blurred, see ``shortcuts.blur_chroma``.
             Patches that turn grey have no colours to blur.
 
-    ``yoked``, ``aperture`` and ``chroma_blur`` follow Mundhenk, Ho and Chen, CVPR 2018; ``gap`` and these three are no
-    part of upstream. Whatever is off draws no random number, so the others' draws stay as they are.
-
     Raises:
         InvalidInputError: an option out of its range.
+        UnknownNameError: no such preset or reading.
+
+    Examples:
+        >>> import torch
+        >>> sampler = GridPatchSampler(crop=126, patch=32)
+        >>> pairs = sampler(torch.zeros(2, 3, 160, 140, dtype=torch.uint8), torch.Generator().manual_seed(0))
+        >>> pairs.patches.shape, len(pairs)
+        (torch.Size([18, 3, 32, 32]), 16)
     """
 
     def __init__(
@@ -179,6 +187,9 @@ class GridPatchSampler:
 
         Returns:
             The pairs; patches are float32, or as the input with ``normalize=False``.
+
+        Raises:
+            InvalidInputError: a draw of another number of images, or a box outside of its image.
         """
         check_images(images)
         fitting = images.shape[1] == len(self.mean)
@@ -239,7 +250,14 @@ class GridPatchSampler:
         return self.cut(images, self.draw(sizes, generator))
 
     def to_pixels(self, patches: Tensor) -> Tensor:
-        """Undo the normalisation, for looking: patches of this sampler to float32 in 0…1, RGB."""
+        """Undo the normalisation, for looking: patches of this sampler to float32 in 0…1, RGB.
+
+        Args:
+            patches: (K, C, p, p), as this sampler made them.
+
+        Returns:
+            float32 (K, C, p, p) in 0 … 1.
+        """
         if self.normalize:
             shape = (-1, 1, 1)
             patches = patches * patches.new_tensor(self.std).reshape(shape) + patches.new_tensor(self.mean).reshape(

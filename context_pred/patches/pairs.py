@@ -39,7 +39,11 @@ class PatchDraw:
     aperture: Tensor | None = None
 
     def to(self, device: torch.device | str) -> PatchDraw:
-        """Return the sample with every tensor on ``device``."""
+        """Return the sample with every tensor on ``device``.
+
+        Args:
+            device: Where to.
+        """
         return dataclasses.replace(self, **_moved(self, device))
 
 
@@ -56,6 +60,15 @@ class PatchPairs:
         position: int64 (M,), 0…7: the neighbour's cell of the 3×3 grid in raster order, the centre skipped.
         boxes: int64 (K, 4), x1, y1, x2, y2, half-open, in the image given.
         image: int64 (K,), which image of the batch.
+
+    Examples:
+        >>> import torch
+        >>> from context_pred import GridPatchSampler
+        >>> pairs = GridPatchSampler(crop=126, patch=32)(torch.zeros(1, 3, 126, 126))
+        >>> pairs.position.tolist()
+        [0, 1, 2, 3, 4, 5, 6, 7]
+        >>> pairs.center.unique().tolist()  # all ask about the middle patch
+        [4]
     """
 
     patches: Tensor
@@ -70,7 +83,11 @@ class PatchPairs:
         return len(self.neighbor)
 
     def to(self, device: torch.device | str) -> PatchPairs:
-        """Return the pairs with every tensor on ``device``."""
+        """Return the pairs with every tensor on ``device``.
+
+        Args:
+            device: Where to.
+        """
         return dataclasses.replace(self, **_moved(self, device))
 
 
@@ -147,6 +164,15 @@ def joined(draws: Iterable[PatchDraw]) -> PatchDraw:
 
     Each draw's image indices must all be 0: it was drawn for one image. So samples can be drawn one image at a time,
     each with a generator of its own, and cut together.
+
+    Args:
+        draws: One an image, in the order of the batch.
+
+    Returns:
+        One draw for all images.
+
+    Raises:
+        InvalidInputError: no draws, one of several images, or draws of different kinds.
     """
     parts = list(draws)
     if not parts:

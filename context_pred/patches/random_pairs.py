@@ -79,6 +79,7 @@ class RandomPairSampler:
 
     Raises:
         InvalidInputError: an option out of its range, or options that exclude one another.
+        UnknownNameError: no such preset or reading.
     """
 
     def __init__(
@@ -292,6 +293,12 @@ class RandomPairSampler:
 
         After ``dropping="code"`` the patch's brightness is unknown: mid-grey stands for the mean, and 0 … 1 spans four
         standard deviations of the kept channel.
+
+        Args:
+            patches: (K, C, p, p), as this sampler made them.
+
+        Returns:
+            float32 (K, C, p, p) in 0 … 1.
         """
         if not self.normalize:
             return patches.to(torch.float32) / (255.0 if patches.dtype == torch.uint8 else 1.0)

@@ -22,6 +22,19 @@ from context_pred.errors import InvalidInputError, unknown
 
 from ._random import below, normal, uniform
 
+__all__ = [
+    "blank_outside",
+    "blur_chroma",
+    "down_and_up",
+    "draw_apertures",
+    "draw_sides",
+    "drop_colors",
+    "grayscale_mean",
+    "grayscale_pil",
+    "project_colors",
+    "projection_matrix",
+]
+
 Dropping = Literal["code", "paper"]
 
 GREEN_MAGENTA = (-1.0, 2.0, -1.0)
@@ -129,7 +142,12 @@ def cut_some_gray(
 
 
 def projection_matrix(device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return B = I − aᵀa / (a aᵀ), (3, 3), a the green–magenta axis [−1, 2, −1]: a projection that keeps greys."""
+    """Return B = I − aᵀa / (a aᵀ), (3, 3), a the green–magenta axis [−1, 2, −1]: a projection that keeps greys.
+
+    Args:
+        device: Where the matrix lies.
+        dtype: Its precision.
+    """
     axis = torch.tensor(GREEN_MAGENTA, dtype=torch.float64)
     matrix = torch.eye(3, dtype=torch.float64) - torch.outer(axis, axis) / axis.dot(axis)
     return matrix.to(device=device, dtype=dtype)
@@ -324,7 +342,21 @@ def draw_sides(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Draw the side that each of ``count`` patches is shrunk to, int64 (count,); ``patch`` where it stays as it is."""
+    """Draw the side that each of ``count`` patches is shrunk to, int64 (count,); ``patch`` where it stays as it is.
+
+    Args:
+        count: How many patches.
+        patch: Their side in px.
+        probability: Of being shrunk, each.
+        generator: Source of the random numbers.
+        device: Where the result lies.
+
+    Returns:
+        int64 (count,), from 10 to ``patch``; areas are uniform.
+
+    Raises:
+        InvalidInputError: no probability, or patches too small to be shrunk.
+    """
     if not 0 <= probability <= 1:
         raise InvalidInputError(f"probability={probability} is no probability; accepted: 0 … 1.")
     if patch <= SMALLEST_SIDE:

@@ -168,6 +168,18 @@ class Recipe:
     ``sampler`` holds every option of the patch sampler, as on a card. ``notes`` are sentences for the run's notes:
     what a change of the batch did to the learning rate. They are no part of the file.
 
+    Attributes:
+        name: The file's name without its ending.
+        title: One line that says what it is for.
+        model: The network.
+        images: How photographs become squares.
+        sampler: Type and options of the patch sampler.
+        batch: Images a step.
+        optimizer: Kind, rates and decay.
+        schedule: How long, and how the rate changes.
+        run: Seed, precision, checkpoints.
+        notes: Sentences for the run's notes.
+
     Raises:
         InvalidInputError: tables that contradict one another.
     """
@@ -190,15 +202,23 @@ class Recipe:
         self.make_schedule(1)
 
     def make_sampler(self) -> GridPatchSampler | RandomPairSampler:
-        """Make the patch sampler."""
+        """Make the patch sampler; errors are those of ``patches.sampler_from_config``."""
         return sampler_from_config(self.sampler)
 
     def make_schedule(self, steps_per_epoch: int) -> Schedule:
-        """Make the schedule of a run over as many images as ``steps_per_epoch`` batches hold."""
+        """Make the schedule of a run over as many images as ``steps_per_epoch`` batches hold.
+
+        Args:
+            steps_per_epoch: Steps that see every image once.
+        """
         return Schedule(self.schedule, steps_per_epoch, self.batch.images, self.optimizer.learning_rate)
 
     def to_toml(self) -> str:
-        """Write the recipe whole, every option with its value; ``read_recipe`` of it gives an equal recipe."""
+        """Write the recipe whole, every option with its value; ``read_recipe`` of it gives an equal recipe.
+
+        Returns:
+            The text of a recipe's file.
+        """
         parts = [f"name = {tables.literal(self.name)}\ntitle = {tables.literal(self.title)}\n"]
         for name, (kind, comment) in _TABLES.items():
             unset = {} if kind is dict else {f.name: f.metadata.get("unset", "none") for f in dataclasses.fields(kind)}

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from .registry import list_models, model_info
 
 if TYPE_CHECKING:
-    from . import convert, document
+    from . import convert, document, pin, publish
     from .check import verify
     from .load import load_pretrained
     from .sources import pull
 
-__all__ = ["convert", "document", "list_models", "load_pretrained", "model_info", "pull", "verify"]
+__all__ = ["convert", "document", "list_models", "load_pretrained", "model_info", "pin", "publish", "pull", "verify"]
 
 _HOME = {"load_pretrained": "load", "pull": "sources", "verify": "check"}
 

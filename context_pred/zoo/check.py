@@ -50,9 +50,18 @@ def verify(
 ) -> Report:
     """Check a model that is on this machine, without any request: its digest, and every key and shape.
 
+    Args:
+        name_or_path: As ``load_pretrained`` takes it.
+        revision: Of an ``hf-hub:`` model: commit, branch or tag.
+        cache_dir: In place of the Hub's own cache folder.
+
+    Returns:
+        What was found; ``str()`` says it in lines, ``problems`` is empty where all is well.
+
     Raises:
         NotCachedError: nothing is here to check.
         UnknownNameError: no such model.
+        InvalidInputError: a ``revision`` with a name that takes none, or an ``hf-hub:`` model without one.
     """
     target = sources.resolve(name_or_path, revision)
     found = sources.fetch(target, Options(cache_dir, local_files_only=True, progress=False))

@@ -29,7 +29,7 @@ from ._folder import write_model_folder
 from .checkpoints import Checkpoint, read_checkpoint
 from .download import file_sha256
 
-__all__ = ["Converted", "convert", "convert_checkpoint", "in_channel_order", "known_card", "write_model_folder"]
+__all__ = ["Converted", "convert", "convert_checkpoint"]
 
 # What DataParallel, DistributedDataParallel and torch.compile put before every key.
 WRAPPERS = ("module.", "_orig_mod.")
@@ -74,7 +74,14 @@ class Converted:
     told: Card | None = None
 
     def card(self, name: str) -> Card:
-        """Return a card with what the file tells: network, channel order, normalisation and patch sampler."""
+        """Return a card with what the file tells: network, channel order, normalisation and patch sampler.
+
+        Args:
+            name: The model's.
+
+        Raises:
+            WeightsError: the file's own card contradicts its weights.
+        """
         if self.told is not None:
             return in_channel_order(self.told, self.channel_order).replace(
                 name=name, in_channels=self.in_channels, neck_channels=self.neck_channels

@@ -138,18 +138,18 @@ def fetch(repository: str, file: str, revision: str, options: Options) -> Path:
     except errors.EntryNotFoundError as error:
         raise NoSuchFileError(f"{what}: the repository has no such file at that revision.") from error
     except (errors.HFValidationError, errors.HfHubHTTPError) as error:
-        raise DownloadError(f"{what}: {_line(error)}") from error
+        raise DownloadError(f"{what}: {line(error)}") from error
     except ValueError as error:
         if error.__cause__ is not None:  # force_download=True while the Hub does not answer
             raise _unanswered(what, error) from error
-        raise DownloadError(f"{what}: {_line(error)}") from error
+        raise DownloadError(f"{what}: {line(error)}") from error
     except Exception as error:
         # What is left is the disk, or the HTTP client's own exceptions (httpx or httpx2, by the hub's version).
         if isinstance(error, OSError) and error.errno in _STORAGE:
             with storage(options.hub_cache):
                 raise
-        if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore"):
-            raise UnreachableError(f"{what}: {_line(error)}") from error
+        if no_answer(error):
+            raise UnreachableError(f"{what}: {line(error)}") from error
         raise
 
 
@@ -159,11 +159,18 @@ def _unanswered(what: str, error: Exception) -> DownloadError:
 
     cause = error.__cause__
     if isinstance(cause, (HfHubHTTPError, FileMetadataError)):
-        return DownloadError(f"{what}: {_line(cause)}")
-    return UnreachableError(f"{what}: {_line(cause or error)}")
+        return DownloadError(f"{what}: {line(cause)}")
+    return UnreachableError(f"{what}: {line(cause or error)}")
 
 
-def _line(error: BaseException) -> str:
+def no_answer(error: BaseException) -> bool:
+    """Whether an exception of the Hub's client means that no server answered."""
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or library in ("httpx", "httpx2", "httpcore", "httpcore2")
+
+
+def line(error: BaseException) -> str:
+    """Return the first line of an exception that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from context_pred.card import Card, ChannelOrder, LabelOrder
+from context_pred.card import WEIGHTS_FILE, Card, ChannelOrder, LabelOrder
 from context_pred.errors import InvalidInputError
 
 from . import sources
@@ -64,6 +64,12 @@ def load_pretrained(
         DigestError: the bytes are not the promised ones.
         WeightsError: not weights, weights of another network, or weights that do not tell an order.
         StorageError: the cache is read-only or the disk is full.
+
+    Examples:
+        >>> import torch
+        >>> model = load_pretrained("resnet18_1xb64-coslr-300k")  # ships with the library
+        >>> model.embed(torch.zeros(2, 3, 96, 96), layer="feature3").shape
+        torch.Size([2, 128])
     """
     from context_pred.model import ContextPredictionModel
     from context_pred.weights_file import read_weights
@@ -103,15 +109,21 @@ def _foreign(
     label_order: LabelOrder | None,
     channel_order: ChannelOrder | None,
 ) -> ContextPredictionModel:
-    """Convert somebody's file in memory; one of the zoo's own published files is known by its digest."""
+    """Convert somebody's file in memory; one of the zoo's own published files is known by its digest.
+
+    Beside a backbone in timm's layout, timm's ``config.json`` says how images are prepared.
+    """
     from context_pred.model import ContextPredictionModel
 
-    from . import convert
+    from . import convert, layouts
 
     known = convert.known_card(found.path, sources.check_digest(found))
     converted = convert.convert_checkpoint(found.path, card=known, channel_order=channel_order, label_order=label_order)
+    timm = layouts.timm_entries(found.path.parent) if found.path.name == WEIGHTS_FILE else {}
     if known is not None:
         card = convert.in_channel_order(known, converted.channel_order)
+    elif timm and not converted.pair_layers and converted.channel_order == "rgb":
+        card = Card(backbone=converted.backbone, in_channels=converted.in_channels, pair_layers=False, **timm)
     else:
         card = converted.card(str(target) if isinstance(target, HubId) else found.path.name)
     return ContextPredictionModel.from_card(card, converted.state_dict, in_channels=in_channels)

@@ -39,6 +39,13 @@ def list_models(pattern: str = "*") -> list[str]:
 
     Both kinds of name are listed, and both load: a tagged name (``resnet50_8xb64-steplr-70e.20220825``) is one file for
     ever, a plain name (``resnet50_8xb64-steplr-70e``) is whichever file its card is recommended as today.
+
+    Args:
+        pattern: As of a shell: "resnet50*"; "*" are all.
+
+    Examples:
+        >>> list_models("resnet18*")
+        ['resnet18_1xb64-coslr-300k', 'resnet18_1xb64-coslr-300k.20261123']
     """
     names = {name for card in cards() for name in (card.name, *card.aliases)}
     return sorted(fnmatch.filter(names, pattern), key=natural)
@@ -46,6 +53,9 @@ def list_models(pattern: str = "*") -> list[str]:
 
 def model_info(name: str) -> Card:
     """Return the card of a model of the registry.
+
+    Args:
+        name: Plain or tagged.
 
     Raises:
         UnknownNameError: no such model; the message lists near matches.

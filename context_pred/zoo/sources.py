@@ -7,6 +7,7 @@ The Hub's files lie where huggingface-hub keeps them (``HF_HUB_CACHE``). What co
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -161,6 +162,18 @@ def pull(
 
     Takes a name of the zoo or ``hf-hub:owner/name@revision``; arguments and errors are ``load_pretrained``'s.
     Afterwards the model loads without a network.
+
+    Args:
+        name: Of the zoo, or ``hf-hub:owner/name@revision``.
+        revision: Of an ``hf-hub:`` model: commit, branch or tag.
+        cache_dir: In place of the Hub's own cache folder.
+        local_files_only: Ask no server.
+        token: For private repositories.
+        force_download: Fetch again although cached.
+        progress: Show a bar.
+
+    Returns:
+        The folder with the weights and the card.
     """
     options = Options(cache_dir, local_files_only, token, force_download, progress)
 
@@ -275,11 +288,12 @@ def _from_url(card: Card, options: Options) -> Found:
 
     def make(new: Path) -> None:
         from . import convert
+        from ._folder import write_model_folder
 
         file = options.zoo_cache / ".downloads" / url.rpartition("/")[2]
         digest = download(url, file, sha256=prefix, progress=options.progress and _bars_wanted())
         converted = convert.convert_checkpoint(file, card=card)
-        convert.write_model_folder(new, converted.state_dict, card, {"url": url, "sha256": digest})
+        write_model_folder(new, converted.state_dict, card, {"url": url, "sha256": digest})
         file.unlink()
 
     def accept(there: Path) -> bool:
@@ -337,6 +351,9 @@ def _from_repository(target: HubId, options: Options) -> Found:
         # Another library's repository, for one a backbone in timm's layout.
         card = None
         path = hub.fetch(target.repository, WEIGHTS_FILE, target.revision, options)
+        if not hub.known_absent(target.repository, "config.json", path.parent.name, options):
+            with contextlib.suppress(hub.NoSuchFileError):  # timm's says how images are prepared
+                hub.fetch(target.repository, "config.json", path.parent.name, options)
     except (NotCachedError, UnreachableError) as error:
         raise NotCachedError(
             f"{target} is not on this machine: {error} Ways out: (1) connect, without HF_HUB_OFFLINE and "
@@ -362,9 +379,11 @@ def _at_path(path: Path) -> Found:
         file = folder / _file_name(card, folder / CARD_FILE)
         if not file.is_file():
             there = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+            inner = [str(path / name) for name in ("model", "full") if (path / name / CARD_FILE).is_file()]
+            meant = f" Did you mean {inner[0]!r}?" if inner else ""
             raise NotCachedError(
-                f"{path} is not a model folder: it has no {file.name}, but {there}. A model folder has {CARD_FILE} and "
-                f"{WEIGHTS_FILE}; a checkpoint in it is named by its own path."
+                f"{path} is not a model folder: it has no {file.name}, but {there}.{meant} A model folder "
+                f"has {CARD_FILE} and {WEIGHTS_FILE}; a checkpoint in it is named by its own path."
             )
     elif path.name != _file_name(card, folder / CARD_FILE):
         card = None  # the card beside is another file's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,27 @@ def test_a_folder_is_recursive_in_natural_order_and_hidden_files_are_left_out(tm
 def test_equal_but_for_case_and_zeros_keeps_one_order(tmp_path: Path) -> None:
     touch(tmp_path, "a01.jpg", "a1.jpg", "A1.jpg")
     assert names(find_images(tmp_path), tmp_path) == ["A1.jpg", "a01.jpg", "a1.jpg"]
+
+
+def test_a_link_to_itself_is_a_file_that_whoever_opens_it_reports(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    assert names(find_images(tmp_path), tmp_path) == ["a.jpg", "round"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.jpg", "closed/b.jpg")
+    scandir = os.scandir
+
+    def refusing(folder: Path) -> object:
+        if folder.name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InvalidInputError, match=r"closed.*cannot be read: Permission denied\. Make it readable"):
+        find_images(tmp_path)
+    monkeypatch.undo()  # pytest walks its folders too
 
 
 def test_links_are_followed_and_a_loop_ends(tmp_path: Path) -> None:

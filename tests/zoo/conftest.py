@@ -31,8 +31,8 @@ def server() -> Iterator[Any]:
 
 @pytest.fixture
 def hub() -> Iterator[Any]:
-    """A server that speaks the Hub's routes."""
-    with servers.HubServer() as running:
+    """A server that speaks the Hub's routes, those that write too."""
+    with servers.WritableHub() as running:
         yield running
 
 

@@ -33,7 +33,8 @@ from context_pred.errors import (
     WeightsError,
 )
 from context_pred.model import ContextPredictionModel
-from context_pred.zoo.convert import RASTER_FROM_1X, convert, convert_checkpoint, write_model_folder
+from context_pred.zoo._folder import write_model_folder
+from context_pred.zoo.convert import RASTER_FROM_1X, convert, convert_checkpoint
 from context_pred.zoo.download import file_sha256
 
 GOLDENS = Path(__file__).resolve().parent.parent / "goldens"

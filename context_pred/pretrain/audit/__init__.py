@@ -24,7 +24,7 @@ from tqdm import tqdm
 from context_pred.backbones import ResNetBackbone
 from context_pred.data.collection import Collection, collect
 from context_pred.data.images import open_image
-from context_pred.errors import ImageError, InvalidInputError, storing
+from context_pred.errors import ImageError, InvalidInputError, check_whole_number, storing
 from context_pred.extract.network import find_device, fold_batch_norms
 from context_pred.geometry import MOST_PAIRS, smallest
 from context_pred.model import ContextPredictionModel
@@ -190,10 +190,8 @@ def run(
 def _check_arguments(size: int | None, at_most: int, seed: int) -> None:
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise InvalidInputError(f"size={size!r}; accepted: the photographs' shorter side in px, from 1 up.")
-    if isinstance(at_most, bool) or not isinstance(at_most, int) or at_most < FEWEST:
-        raise InvalidInputError(f"at_most={at_most!r}; accepted: a whole number from {FEWEST} up.")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InvalidInputError(f"seed={seed!r}; accepted: a whole number from 0 up.")
+    check_whole_number("at_most", at_most, FEWEST)
+    check_whole_number("seed", seed, 0)
 
 
 def _check_size(size: int | None, model: ContextPredictionModel) -> None:
