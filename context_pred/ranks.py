@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -98,10 +99,13 @@ def joined(kept: str = "", backend: str = "gloo") -> Iterator[Ranks]:
         yield Ranks(dist.new_group(backend="gloo", timeout=_PATIENCE), kept)
     elif all(name in os.environ for name in _TORCHRUN) and int(os.environ["WORLD_SIZE"]) > 1:
         dist.init_process_group(backend, timeout=_PATIENCE)
+        ranks = Ranks(dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=_PATIENCE), kept)
         try:
-            plain = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=_PATIENCE)
-            yield Ranks(plain, kept)
+            yield ranks
         finally:
+            # gloo's threads end with the last reference to their group, and abort the process if Python ends before them.
+            ranks.group = None
             dist.destroy_process_group()
+            gc.collect()
     else:
         yield Ranks(kept=kept)
