@@ -99,11 +99,12 @@ def joined(kept: str = "", backend: str = "gloo") -> Iterator[Ranks]:
         yield Ranks(dist.new_group(backend="gloo", timeout=_PATIENCE), kept)
     elif all(name in os.environ for name in _TORCHRUN) and int(os.environ["WORLD_SIZE"]) > 1:
         dist.init_process_group(backend, timeout=_PATIENCE)
-        ranks = Ranks(dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=_PATIENCE), kept)
+        plain = backend == "gloo"
+        ranks = Ranks(dist.group.WORLD if plain else dist.new_group(backend="gloo", timeout=_PATIENCE), kept)
         try:
             yield ranks
         finally:
-            # gloo's threads end with the last reference to their group, and abort the process if Python ends before them.
+            # gloo's threads end with the last reference to their group; if Python ends first, they abort the process.
             ranks.group = None
             dist.destroy_process_group()
             gc.collect()
