@@ -30,9 +30,9 @@ from context_pred.geometry import scaled
 
 from .grid import PatchGrid, usual_grid
 from .index_folder import MANIFEST, Manifest, Source, begin, commit, locked, open_parts, search_parts
-from .index_source import check_model, extracted, new_files, remove_extracted, settings_of
+from .index_source import check_enough, check_model, check_picture, extracted, new_files, remove_extracted, settings_of
 from .patches import features_of, loaded, network_of, normalized
-from .search import EXACT_ROWS, FEWEST_CODED, PROBES, Floats, Rows, best_of_groups
+from .search import EXACT_ROWS, FEWEST_CODED, PROBES, Floats, Rows, best_of_groups, numbers_of
 
 if TYPE_CHECKING:
     from context_pred.model import ContextPredictionModel
@@ -139,6 +139,8 @@ class NeighborIndex:
         (layer,) = model.backbone.chosen((layer,))
         if grid is not None and not patches:
             raise InvalidInputError("A grid without patches=True; whole images have none.")
+        if not isinstance(grid, PatchGrid | None):
+            raise InvalidInputError(f"grid={grid!r}; accepted: a PatchGrid, or None.")
         if patches:
             grid = grid or usual_grid(model)
         settings = settings_of(model, layer, pool, grid, kind)
@@ -164,25 +166,27 @@ class NeighborIndex:
         """Make an index of vectors that are there already, in an empty folder.
 
         Args:
-            vectors: (n, …) floating, n ≥ 1, memory-mapped or not; they are normalised block by block.
+            vectors: (n, …) numbers, n ≥ 1, memory-mapped or not; they are normalised block by block.
             out: The folder.
             kind: As in ``build``.
             names: A path for each row; None: one for all, "vectors".
 
         Raises:
-            InvalidInputError: no rows, another number of names, or a folder with other files.
+            InvalidInputError: no rows or none of finite numbers, another number of names, or a folder with other files.
             StorageError: the folder cannot be written to.
             UnknownNameError: no such kind.
         """
         if kind not in KINDS:
             raise unknown("kind of index", kind, KINDS)
-        vectors = vectors if hasattr(vectors, "shape") else np.asarray(vectors, np.float32)
-        if len(vectors) == 0 or (names is not None and len(names) != len(vectors)):
-            raise InvalidInputError(f"{len(vectors)} vectors, {names and len(names)} names; accepted: as many, not 0.")
+        vectors = numbers_of(vectors)
+        if 0 in vectors.shape or (names is not None and (isinstance(names, str) or len(names) != len(vectors))):
+            raise InvalidInputError(
+                f"Vectors of shape {vectors.shape}, and names={names!r:.60}; accepted: a row or more of a value or "
+                "more, and as many names as rows, or None."
+            )
         folder = Path(out)
-        images = (
-            [{"path": "vectors", "rows": len(vectors)}] if names is None else [{"path": n, "rows": 1} for n in names]
-        )
+        images = [{"path": str(name), "rows": 1} for name in names or ()] or [{"path": "vectors", "rows": len(vectors)}]
+        begin(folder, {"kind": kind})  # before a lock is put into another program's folder
         with locked(folder):
             manifest = begin(folder, {"kind": kind})
             return cls(folder, commit(folder, manifest, [], Source(vectors, None, images), KINDS[kind]))
@@ -258,6 +262,8 @@ class NeighborIndex:
             StorageError: the folder cannot be written to, or another process adds to it. The index is as it was.
         """
         model = self._need_model()
+        if batch_size is not None:
+            check_whole_number("batch_size", batch_size)
         found = find_images(images)
         if self.paths:
             self._refresh()
@@ -326,13 +332,7 @@ class NeighborIndex:
         return search_parts(self._parts, queries, k, probes)
 
     def _queries(self, vectors: Any) -> Floats:
-        asked = np.asarray(vectors)
-        if asked.ndim < 2 or asked.dtype.kind not in "fiu":
-            raise InvalidInputError(
-                f"Vectors of shape {asked.shape} and type {asked.dtype}; accepted: numbers (Q, …), a row a vector; of "
-                "a single one vector[None]."
-            )
-        queries = normalized(asked)
+        queries = normalized(numbers_of(vectors))
         width = self._parts[0].vectors.shape[1]
         if queries.shape[1] != width:
             raise InvalidInputError(
@@ -411,7 +411,12 @@ class NeighborIndex:
         """
         queries = self._queries(vectors)
         check_whole_number("k", k, 1)
-        left_out = [-1] * len(queries) if without is None else without
+        left_out = [-1] * len(queries) if without is None else [int(number) for number in without]
+        if len(left_out) != len(queries) or not all(-1 <= number < len(self.paths) for number in left_out):
+            raise InvalidInputError(
+                f"without={without!r:.80}; accepted: for each of the {len(queries)} vectors a number of "
+                f"{-1} … {len(self.paths) - 1}."
+            )
         scores, rows = self.search(queries, min(8 * k + 64 if self.grid else k + 1, len(self)), probes=probes)
         images = self.image_of(rows)
         found = []
@@ -463,6 +468,8 @@ class NeighborIndex:
         given = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
         if not given:
             raise InvalidInputError("No pictures to find the neighbours of; at least one is needed.")
+        for one in given:
+            check_picture(one)
         numbers = {os.path.realpath(path): number for number, path in enumerate(self.paths)}
         mine = [-1 if isinstance(one, Image.Image) else numbers.get(os.path.realpath(one), -1) for one in given]
         self.check_enough(k, max(mine) >= 0)
@@ -503,12 +510,7 @@ class NeighborIndex:
         Raises:
             InvalidInputError: there are fewer.
         """
-        there = len(self.paths) - own
-        if k > there:
-            raise InvalidInputError(
-                f"k={k} neighbours, and there {'is' if there == 1 else 'are'} {there} "
-                f"{'other ' if own else ''}image{'' if there == 1 else 's'} to search; accepted: at most that many."
-            )
+        check_enough(k, len(self.paths), own)
 
     def _need_model(self) -> ContextPredictionModel:
         if "model" not in self.settings:

@@ -24,13 +24,12 @@ import numpy as np
 from context_pred.errors import InvalidInputError, StorageError, storing
 
 from .patches import normalized
-from .search import FEWEST_CODED, Codes, Floats, Rows, merged, nearest, write_codes
+from .search import ANEW, FEWEST_CODED, Codes, Floats, Rows, merged, nearest, write_codes
 
 MANIFEST, LOCK, ADDING = "index.json", ".lock", ".adding-"
 FORMAT, VERSION = "context_pred.discover.index", 1
 VECTORS, BOXES, IMAGES, CODES = "vectors.npy", "boxes.npy", "images.jsonl", "codes.faiss"
 
-_ANEW = "Build it anew with overwrite=True, or remove the folder."
 _BLOCK = 16_384
 
 
@@ -60,7 +59,8 @@ class Manifest:
             found = json.loads(path.read_text(encoding="utf-8"))
             if found["format"] != FORMAT or found["version"] != VERSION:
                 raise InvalidInputError(
-                    f"{path} is of {found['format']!r}, version {found['version']!r}; accepted: {FORMAT!r}, {VERSION}."
+                    f"{path} is of {found['format']!r}, version {found['version']!r}; accepted: {FORMAT!r}, {VERSION}. "
+                    "Choose another folder, or remove this one if it held an index."
                 )
             return cls(dict(found["settings"]), {name: dict(files) for name, files in found["parts"].items()},
                        int(found["made"]))  # fmt: skip
@@ -117,11 +117,11 @@ class Part:
         for name, size in files.items():
             path = folder / name
             if not path.is_file():
-                raise InvalidInputError(f"The index in {folder.parent} is damaged: {path} is missing. {_ANEW}")
+                raise InvalidInputError(f"The index in {folder.parent} is damaged: {path} is missing. {ANEW}")
             now = path.stat().st_size
             if now != size:
                 raise InvalidInputError(
-                    f"The index in {folder.parent} is damaged: {path} has {now:,} bytes, and had {size:,}. {_ANEW}"
+                    f"The index in {folder.parent} is damaged: {path} has {now:,} bytes, and had {size:,}. {ANEW}"
                 )
         try:
             # Copy-on-write: PyTorch takes no read-only arrays, and nothing here writes.
@@ -141,11 +141,11 @@ class Part:
             fits &= self.boxes is None or self.boxes.shape == (len(self.vectors), 4)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise InvalidInputError(
-                f"The index in {folder.parent} is damaged: {folder.name}: {error!r}. {_ANEW}"
+                f"The index in {folder.parent} is damaged: {folder.name}: {error!r}. {ANEW}"
             ) from error
         if not fits:
             raise InvalidInputError(
-                f"The index in {folder.parent} is damaged: the files of {folder.name} are not of one another. {_ANEW}"
+                f"The index in {folder.parent} is damaged: the files of {folder.name} are not of one another. {ANEW}"
             )
 
     def __len__(self) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from context_pred import extract
 from context_pred.errors import ImageError, InvalidInputError
@@ -49,6 +50,28 @@ def check_model(folder: Path, settings: Mapping[str, Any], model: ContextPredict
             f"The index in {folder} was made with another model: {settings.get('model', 'none')}, and not these "
             f"weights and preprocessing of {model.card.name}."
         )
+
+
+def check_enough(k: int, images: int, own: bool) -> None:
+    """Raise InvalidInputError where there are fewer than k images beside the query's own."""
+    there = images - own
+    if k > there:
+        raise InvalidInputError(
+            f"k={k} neighbours, and there {'is' if there == 1 else 'are'} {there} "
+            f"{'other ' if own else ''}image{'' if there == 1 else 's'} to search; accepted: at most that many."
+        )
+
+
+def check_picture(one: object) -> None:
+    """Raise InvalidInputError unless something is the path of a file, or a Pillow image of a pixel or more."""
+    if isinstance(one, str | os.PathLike) or (isinstance(one, Image.Image) and 0 not in one.size):
+        return
+    size = getattr(one, "shape", None) or getattr(one, "size", None)
+    large = f" and size {tuple(size)}" if isinstance(size, tuple) else ""
+    raise InvalidInputError(
+        f"A picture of type {type(one).__name__}{large}; accepted: the path of a file, or a Pillow image of a pixel or "
+        "more; of a uint8 array (h, w, 3) Image.fromarray(array)."
+    )
 
 
 def new_files(found: Iterable[Path], known: Iterable[Mapping[str, Any]], folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from context_pred.pictures import save_png
 from .grid import PatchGrid, too_long
 from .index import Match, NeighborIndex
 from .index_folder import MANIFEST
+from .index_source import check_enough
 from .neighbors_sheet import page_of, sheet
 from .patches import cut_all, features_of, loaded, network_of
 from .pictures.photographs import by_file, count, lies_in, made
@@ -57,7 +58,7 @@ class Neighbors:
         json: All neighbours with their scores, ``OUT/neighbors.json``.
         asked: The queries: path, and of a patch its box; their scores are 1.
         matches: For each query its neighbours, nearest first.
-        skipped: {path: reason} of the files that could not be opened.
+        skipped: {path: reason} of the files that could not be opened, or that the index has and that are gone.
         shown: How many queries the picture shows.
         candidates: Among how many images the neighbours were sought.
         what: The model, layer and pooling.
@@ -140,7 +141,7 @@ def run(
         queries: How many patches are drawn at random from the query images; None: every patch of their grids.
         seed: Of that draw.
         index: A folder where the index is kept: built of ``images`` the first time, and later brought up to date with
-            those that it does not have; all that it has is searched.
+            those that it does not have; all that it has and that is still there is searched.
         batch_size: Images a batch; None: as in ``NeighborIndex.build``.
         workers: As in ``extract.run``.
         device: As in ``extract.run``.
@@ -185,15 +186,16 @@ def run(
         if not found:
             path, reason = next(iter(errors.items()))
             raise ImageError(f"No query could be opened; the first: {path} ({reason}).")
-        errors = searched.errors | errors
+        gone = {path for path in searched.paths if not os.path.exists(path)}
+        errors = searched.errors | dict.fromkeys(sorted(gone), "in the index, and no longer there") | errors
         own = _own(found, searched)
-        count = _count_of(k, searched, own)
+        count = _count_of(k, searched, own, len(gone))
         shown = {file: str(path) for file, path in among.items()}  # as the caller names them
         matches = tuple(
-            tuple(replace(match, path=shown.get(os.path.realpath(match.path), match.path)) for match in row)
-            for row in searched.nearest_images(vectors, count, without=own)
+            tuple(replace(match, path=shown.get(os.path.realpath(match.path), match.path)) for match in row)[:count]
+            for row in _there(searched.nearest_images(vectors, count + len(gone), without=own), gone)
         )
-        candidates = len(searched.paths)
+        candidates = len(searched.paths) - len(gone)
     result = Neighbors(
         folder / PICTURE,
         folder / PAGE,
@@ -296,16 +298,25 @@ def _own(found: Sequence[Match], index: NeighborIndex) -> list[int]:
     return [numbers.get(os.path.realpath(query.path), -1) for query in found]
 
 
-def _count_of(k: int | None, index: NeighborIndex, own: Sequence[int]) -> int:
+def _there(matches: Sequence[Sequence[Match]], gone: Collection[str]) -> Iterator[list[Match]]:
+    """Leave out the photographs that the index still has and that are gone: what is drawn can be looked at."""
+    return ([match for match in row if match.path not in gone] for row in matches)
+
+
+def _count_of(k: int | None, index: NeighborIndex, own: Sequence[int], gone: int) -> int:
     """Return how many neighbours each query gets; raise InvalidInputError where there are none or fewer than asked."""
-    others = len(index.paths) - 1
-    if not others and max(own) >= 0:
+    there = len(index.paths) - gone
+    if not there:
         raise InvalidInputError(
-            f"The only image to search is the query itself ({index.paths[0]}); at least one other is needed."
+            f"None of the {len(index.paths)} images in the index in {index.folder} is there any more."
+        )
+    if there == 1 and max(own) >= 0:
+        raise InvalidInputError(
+            f"The only image to search is the query itself ({index.paths[max(own)]}); at least one other is needed."
         )
     if k is None:
-        return min(USUAL_K, len(index.paths))
-    index.check_enough(k, max(own) >= 0)
+        return min(USUAL_K, there)
+    check_enough(k, there, max(own) >= 0)
     return k
 
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from context_pred.data.files import find_images
 from context_pred.data.images import open_image
-from context_pred.errors import ImageError, InvalidInputError, unknown
+from context_pred.errors import ImageError, InvalidInputError, check_whole_number, unknown
 from context_pred.extract import weights_digest
 from context_pred.extract.loading import usual_workers
 from context_pred.extract.network import Network, find_device
@@ -78,6 +78,9 @@ def normalized(rows: NDArray[Any]) -> Floats:
         float32 (n, D): each with its mean subtracted and divided by its length; one of equal values becomes 0.
     """
     vectors = torch.from_numpy(np.array(rows, dtype=np.float32)).flatten(1)
+    # By their largest first: equal values then have an exact mean, and no square leaves the range of float32.
+    largest = vectors.abs().amax(1, keepdim=True)
+    vectors /= torch.where(largest == 0, 1, largest)
     return torch.nn.functional.normalize(vectors - vectors.mean(1, keepdim=True), dim=1).numpy()
 
 
@@ -237,6 +240,9 @@ def extract_patches(
         ImageError: no file can be opened.
         StorageError: the disk is full or cannot be written to. What was computed is kept.
     """
+    check_whole_number("batch_size", batch_size)
+    if workers is not None:
+        check_whole_number("workers", workers, 0)
     grid = grid or usual_grid(model)
     network = network_of(model, layer, pool, device)
     names = Names.of(Path(out) / "patches")

@@ -31,8 +31,27 @@ PROBES = 64
 FEWEST_CODED = 1024
 """Rows that an inverted file needs at least."""
 
+ANEW = "Build the index anew with overwrite=True, or remove its folder."
+
 _BLOCK, _QUERIES = 8192, 512
 _MOST_LISTS, _ROWS_A_LIST, _SAMPLE_BYTES = 8192, 32, 256 << 20
+
+
+def numbers_of(vectors: Any) -> Any:
+    """Return vectors as an array, memory-mapped where they are; raise InvalidInputError for anything but numbers."""
+    if isinstance(vectors, torch.Tensor):
+        vectors = vectors.detach().cpu()
+        vectors = (vectors.float() if vectors.dtype == torch.bfloat16 else vectors).numpy()
+    try:
+        array = np.asanyarray(vectors)
+    except ValueError as error:
+        raise InvalidInputError(f"Vectors that are no array: {error}") from error
+    if array.ndim < 2 or array.dtype.kind not in "fiu":
+        raise InvalidInputError(
+            f"Vectors of shape {array.shape} and type {array.dtype}; accepted: numbers (n, …), a row a vector; of a "
+            "single one vector[None]."
+        )
+    return array
 
 
 def nearest(queries: Floats, bank: Floats, k: int) -> tuple[Floats, Rows]:
@@ -125,14 +144,19 @@ class Codes:
             self._index: Any = faiss.read_index(str(path))
             found = self._index.ntotal, self._index.nlist
         except (RuntimeError, AttributeError) as error:
-            raise InvalidInputError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+            raise InvalidInputError(f"{path} is damaged, or not of faiss. {ANEW}") from error
         if found[0] != rows:
-            raise InvalidInputError(f"{path} is damaged: it has {found[0]:,} rows, and there are {rows:,} vectors.")
+            raise InvalidInputError(
+                f"{path} is damaged: it has {found[0]:,} rows, and there are {rows:,} vectors. {ANEW}"
+            )
         self._parameters = faiss.SearchParametersIVF
         self.lists: int = found[1]
 
     def search(self, queries: Floats, bank: Floats, k: int, probes: int) -> tuple[Floats, Rows]:
-        """Find the rows that ``nearest`` finds, as far as they lie in the ``probes`` lists nearest to each query."""
+        """Find the rows that ``nearest`` finds, as far as they lie in the ``probes`` lists nearest to each query.
+
+        Where these lists have too few rows, or a query of zeros is near to none, all rows are compared.
+        """
         among = min(12 * k + 80, len(bank))
         parameters = self._parameters(nprobe=min(probes, self.lists))
         _, candidates = self._index.search(_padded(queries, self._index.d), among, params=parameters)
@@ -143,6 +167,9 @@ class Codes:
         rows = np.full((len(queries), k), -1, np.int64)
         scores[:, : order.shape[1]] = np.take_along_axis(exact, order, 1)
         rows[:, : order.shape[1]] = np.take_along_axis(candidates, order, 1)
+        short = np.flatnonzero(rows[:, min(k, len(bank)) - 1] < 0)
+        if len(short):
+            scores[short], rows[short] = nearest(queries[short], bank, k)
         return scores, rows
 
 

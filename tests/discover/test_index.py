@@ -112,14 +112,40 @@ class TestOfVectors:
     @pytest.mark.parametrize(
         ("vectors", "options", "message"),
         [
-            (rows(0), {}, "0 vectors"),
-            (rows(3), {"names": ["a"]}, "1 names"),
+            (rows(0), {}, r"\(0, 12\)"),
+            (rows(3, 0), {}, r"\(3, 0\)"),
+            (rows(3), {"names": ["a"]}, "as many names"),
+            (rows(3), {"names": "abc"}, "as many names"),
+            (rows(3)[0], {}, "a row a vector"),
+            ("abc", {}, "a row a vector"),
+            ([[1, 2], [3]], {}, "no array"),
+            (rows(3) + 1j, {}, "complex"),
             (rows(3), {"kind": "hnws"}, "exact"),
         ],
     )
     def test_refusals(self, tmp_path: Path, vectors: np.ndarray, options: dict, message: str) -> None:
         with pytest.raises(InvalidInputError, match=message):
             NeighborIndex.of(vectors, out=tmp_path / "index", **options)
+        assert not (tmp_path / "index").exists()
+
+    def test_tensors_are_vectors_too(self, tmp_path: Path) -> None:
+        vectors = torch.from_numpy(rows(9))
+        index = NeighborIndex.of(vectors, out=tmp_path / "index", names=[Path(f"{row}.png") for row in range(9)])
+        expected, order = brute(vectors.numpy(), vectors[:2].numpy(), 3)
+        scores, found = index.search(vectors[:2].clone().requires_grad_(), 3)
+        np.testing.assert_array_equal(found, order)
+        np.testing.assert_allclose(scores, expected, atol=1e-6)
+        assert (index.search(vectors[:2].bfloat16(), 1)[1][:, 0] == [0, 1]).all()
+
+    def test_vectors_of_equal_values_correlate_with_nothing(self, tmp_path: Path) -> None:
+        vectors = np.concatenate([rows(1500), np.full((500, 12), 0.1, np.float32)])
+        index = NeighborIndex.of(vectors, out=tmp_path / "index", kind="ivf")
+        scores, found = index.search(np.full((1, 12), 7.3), 5)
+        assert not scores.any()
+        assert (found >= 0).all()
+        scores, found = index.search(1e30 * vectors[:3], 1)
+        assert found[:, 0].tolist() == [0, 1, 2]
+        np.testing.assert_allclose(scores, 1, atol=1e-5)
 
     def test_search_refuses(self, tmp_path: Path) -> None:
         index = NeighborIndex.of(rows(9), out=tmp_path / "index")
@@ -343,6 +369,9 @@ class TestRefusals:
             ({"grid": GRID}, InvalidInputError, "patches=True"),
             ({"patches": True, "pool": "grid"}, InvalidInputError, "pool"),
             ({"batch_size": -1}, InvalidInputError, "batch_size"),
+            ({"batch_size": 0, "patches": True}, InvalidInputError, "batch_size"),
+            ({"workers": -1, "patches": True}, InvalidInputError, "workers"),
+            ({"grid": "dense", "patches": True}, InvalidInputError, "PatchGrid"),
             ({"device": "abacus"}, InvalidInputError, "abacus"),
         ],
     )
@@ -367,6 +396,12 @@ class TestRefusals:
                 index.query(folder / "koala.png", k)  # type: ignore[arg-type]
         with pytest.raises(InvalidInputError, match="No pictures"):
             index.query([], 1)
+        for picture in (np.zeros((40, 50, 3), np.uint8), torch.zeros(3, 40, 50), None, Image.new("RGB", (0, 0))):
+            with pytest.raises(InvalidInputError, match=type(picture).__name__):
+                index.query([picture], 1)  # type: ignore[list-item]
+        for without in ([0], [0, 6], [0, -2]):
+            with pytest.raises(InvalidInputError, match="without"):
+                index.nearest_images(index.vectors([0, 1]), 1, without=without)
 
     def test_another_model_or_layer(self, index: NeighborIndex, folder: Path, model: ContextPredictionModel) -> None:
         with pytest.raises(InvalidInputError, match="another model"):

@@ -291,9 +291,12 @@ class TestIndex:
         assert [path for path, _ in kept.neighbors[0]] == [path for path, _ in fresh.neighbors[0]]
         np.testing.assert_allclose([s for _, s in kept.neighbors[0]], [s for _, s in fresh.neighbors[0]], atol=1e-5)
         assert kept.skipped == fresh.skipped != {}
-        (folder / "moose.png").unlink()  # the index has it still, and the picture says that the file is gone
-        gone = found(folder / "koala.png", folder, tmp_path / "out", model, index=index, k=6)
-        assert gone.neighbors == kept.neighbors
+        (folder / "moose.png").unlink()  # the index has it still, and what is gone is nobody's neighbour
+        gone = found(folder / "koala.png", folder, tmp_path / "out", model, index=index, k=5)
+        assert gone.neighbors[0] == tuple(one for one in kept.neighbors[0] if not one[0].endswith("moose.png"))
+        assert gone.skipped[str(folder / "moose.png")] == "in the index, and no longer there"
+        with pytest.raises(InvalidInputError, match="k=6 neighbours, and there are 5 other"):
+            found(folder / "koala.png", folder, tmp_path / "out", model, index=index, k=6)
         with pytest.raises(InvalidInputError, match=r"'feature2'.*'feature3'"):
             found(folder / "koala.png", folder, tmp_path / "out", model, index=index, layer="feature3")
         assert len(NeighborIndex.load(index)) == 7

@@ -94,7 +94,10 @@ def test_features_are_those_of_each_patch_cut_alone(model: ContextPredictionMode
 def test_normalised_rows_correlate() -> None:
     rows = np.random.default_rng(0).normal(3, 2, (5, 4, 2))
     np.testing.assert_allclose(normalized(rows) @ normalized(rows).T, np.corrcoef(rows.reshape(5, 8)), atol=1e-6)
-    assert not normalized(np.ones((1, 6))).any()
+    for value in (0, 0.1, -7.3, 1e-30, 1e30):  # .1 has no exact sum in float32
+        assert not normalized(np.full((1, 257), value)).any()
+    for scale in (1e-30, 1e30):
+        np.testing.assert_allclose(normalized(scale * rows), normalized(rows), atol=1e-6)
 
 
 def test_what_is_kept_is_what_each_photograph_gives(
