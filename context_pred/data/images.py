@@ -130,6 +130,10 @@ def read_header(path: str | Path | bytes, name: str | None = None) -> Header:
         ImageError: as ``open_image``.
     """
     source = _Source.of(path, name)
+    with _explained(source):
+        if _is_heif(source.start()):
+            heif = _open_heif(source)
+            return Header(*heif.size, "HEIF", heif.mode)
     with _explained(source), _open(source) as image:
         return Header(*image.size, image.format or "", image.mode)
 
@@ -224,13 +228,22 @@ def _some(image: Image.Image | None) -> Image.Image:
 
 def _open(source: _Source) -> Image.Image:
     if _is_heif(source.start()):
-        try:
-            import pillow_heif
-        except ImportError as error:
-            raise HeifError(f"{source.name}: HEIC and HEIF files need one more package: {HEIF_INSTALL}") from error
-        heif: Image.Image = pillow_heif.open_heif(source.file()).to_pillow()
+        heif: Image.Image = _open_heif(source).to_pillow()
         return heif
     return Image.open(source.file())
+
+
+def _open_heif(source: _Source) -> Any:
+    """Open a HEIC or HEIF file, none of whose pixels is decoded yet, within Pillow's bounds for its own formats."""
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise HeifError(f"{source.name}: HEIC and HEIF files need one more package: {HEIF_INSTALL}") from error
+    heif = pillow_heif.open_heif(source.file())
+    pixels, most = heif.size[0] * heif.size[1], Image.MAX_IMAGE_PIXELS
+    if most is not None and pixels > 2 * most:
+        raise Image.DecompressionBombError(f"{pixels:,} pixels, more than {2 * most:,}")
+    return heif
 
 
 def _is_heif(start: bytes) -> bool:

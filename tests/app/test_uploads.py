@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from context_pred.app.uploads import WORKING_SIDE, Limits, open_upload
+from context_pred.data.images import open_image
 from context_pred.errors import ImageError, InvalidInputError
 
 LIMITS = Limits(megabytes=0.25, megapixels=10)
@@ -95,3 +96,16 @@ def test_limits_are_above_zero(name: str) -> None:
     for wrong in (float("inf"), float("nan"), -1):
         with pytest.raises(InvalidInputError, match=name):
             Limits(**{name: wrong})  # type: ignore[arg-type]
+
+
+def test_pixels_of_a_heic_are_counted_before_any_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heif = pytest.importorskip("pillow_heif", reason="the extra [heif] is not installed")
+    heif.from_pillow(Image.new("RGB", (4000, 3000))).save(tmp_path / "large.heic", quality=10)
+    with monkeypatch.context() as watched:
+        watched.setattr(heif.HeifFile, "to_pillow", None)
+        with pytest.raises(ImageError, match="4,000×3,000 px"):
+            open_upload(tmp_path / "large.heic", LIMITS)
+        watched.setattr(Image, "MAX_IMAGE_PIXELS", 5_000_000)
+        with pytest.raises(ImageError, match="more pixels than Pillow allows"):
+            open_image(tmp_path / "large.heic")
+    assert open_upload(tmp_path / "large.heic", Limits()).size == (4000, 3000)
