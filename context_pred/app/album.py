@@ -110,9 +110,18 @@ class Album:
 
 
 def _nearest(index: NeighborIndex, image: Image.Image, k: int, but: str | None, device: torch.device) -> list[Match]:
-    own = index.paths.index(but) if but in index.paths else -1
+    own = -1 if but is None else _own(index.paths, but)
     (found,) = index.nearest_images(index.features([image], device=device), k, without=[own])
     return found
+
+
+def _own(paths: Sequence[str], but: str) -> int:
+    """Return the number of a photograph among an index', by whatever link its folder is reached; −1 without one."""
+    if but in paths:
+        return paths.index(but)
+    real, name = os.path.realpath(but), os.path.basename(but)
+    named = (k for k, path in enumerate(paths) if os.path.basename(path) == name and os.path.realpath(path) == real)
+    return next(named, -1)
 
 
 def _samples(paths: Sequence[str]) -> tuple[str, ...]:

@@ -5,9 +5,10 @@ Three ways: the folders that photographs lie in, a list, or VOC's annotations.
 
 from __future__ import annotations
 
+import csv
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -67,10 +68,11 @@ def _of_list(file: Path, paths: Sequence[str], column: int) -> Labels:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"{file} cannot be read as a list: {error}") from error
+    wanted = {str(Path(path).resolve()) for path in paths}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        parts = [part.strip() for part in line.split(",")] if "," in line else re.split(r"\s+", line.strip())
+        parts = _columns(line.strip(), file.parent, wanted)
         if not 1 <= column < len(parts):
             raise InvalidInputError(
                 f"{file}, line {number}: {line.strip()!r} has {len(parts) - 1} columns after the path; "
@@ -78,6 +80,16 @@ def _of_list(file: Path, paths: Sequence[str], column: int) -> Labels:
             )
         found[str((file.parent / parts[0]).resolve())] = parts[column]
     return tuple(frozenset(found[key] for key in [str(Path(path).resolve())] if key in found) for path in paths)
+
+
+def _columns(line: str, folder: Path, paths: Collection[str]) -> list[str]:
+    """Divide a line by its commas, as CSV has them, or else by its spaces; a path may have spaces too."""
+    if "," in line:
+        return [part.strip() for part in next(csv.reader([line], skipinitialspace=True))]
+    for space in re.finditer(r"\s+", line):
+        if str((folder / line[: space.start()]).resolve()) in paths:
+            return [line[: space.start()], *line[space.end() :].split()]
+    return line.split()
 
 
 def _of_annotations(folder: Path, paths: Sequence[str]) -> Labels:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from context_pred.errors import InvalidInputError, storing
+from context_pred.errors import InvalidInputError, check_whole_number, storing
+from context_pred.weights_file import write_bytes
 
 from . import page
 from .constellations import cover, fit_squares, ranking
@@ -59,10 +60,9 @@ class Selection:
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name, least in (("members", 2), ("least", page.FEWEST), ("clusters", 1)):
-            if getattr(self, name) < least:
-                raise InvalidInputError(f"{name}={getattr(self, name)}; accepted: {least} or more.")
-        if not 0 <= self.fresh <= 1:
-            raise InvalidInputError(f"fresh={self.fresh}; accepted: a share, 0 … 1.")
+            check_whole_number(name, getattr(self, name), least)
+        if not isinstance(self.fresh, int | float) or not 0 <= self.fresh <= 1:
+            raise InvalidInputError(f"fresh={self.fresh!r}; accepted: a share, 0 … 1.")
 
 
 @dataclass(frozen=True)
@@ -311,4 +311,4 @@ def _claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
         shutil.rmtree(folder)
     with storing(note):
         folder.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    write_bytes(json.dumps(settings, indent=1).encode() + b"\n", note)

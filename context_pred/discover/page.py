@@ -87,7 +87,7 @@ def _small(path: str) -> tuple[Image.Image, float]:
         image = open_image(path)
     except ImageError:
         return Image.new("RGB", (SIDE, SIDE), FAINT), 0.0
-    scale = min(1.0, SIDE / max(image.size))
+    scale = SIDE / max(image.size)  # small ones are enlarged, or the frames would cover them
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0), scale
 

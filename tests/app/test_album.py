@@ -61,6 +61,13 @@ def test_a_photograph_is_nearest_to_itself_unless_it_is_left_out(album: Album, c
     assert scores == sorted(scores, reverse=True)
 
 
+def test_a_photograph_reached_by_a_link_is_left_out_too(album: Album, collection: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(collection)
+    path = str(tmp_path / "link" / "panda.png")
+    found = album.like(open_photo(path).image, 50, but=path)
+    assert sorted(match.path for match in found) == sorted(set(album.paths) - {str(collection / "panda.png")})
+
+
 def test_the_patch_at_a_point_is_found_where_it_lies(album: Album, collection: Path) -> None:
     """A patch of the grid, asked for by its middle: the best match is itself, box and all."""
     path = str(collection / "moose.png")

@@ -101,7 +101,7 @@ def test_the_patches_are_drawn_in_place(found: objects.Discovery) -> None:
 
 
 def test_corners_that_match_one_patch_are_all_seen(tmp_path: Path) -> None:
-    Image.new("RGB", (100, 100), "white").save(tmp_path / "a.png")
+    Image.new("RGB", (page.SIDE, page.SIDE), "white").save(tmp_path / "a.png")
     one, other = (20.0, 20.0, 60.0, 60.0), (60.0, 60.0, 100.0, 100.0)
     member = objects.Member(str(tmp_path / "a.png"), (one, one, other, one), (40.0, 40.0, 40.0), 0.5, 0.5)
     seen = np.asarray(page._drawn(member))[40, 20:34].tolist()
@@ -244,6 +244,20 @@ def test_a_page_of_somebody_else_stays(folder: Path, model: ContextPredictionMod
     with pytest.raises(InvalidInputError, match=r"index\.html would be lost.*another out"):
         objects.run(folder, out=tmp_path / "out", model=model, **QUIET)
     assert mine.read_text() == "my site"
+
+
+@pytest.mark.parametrize(("name", "value"), [("members", 2.5), ("least", "5"), ("clusters", True), ("fresh", "all")])
+def test_a_selection_of_what_is_no_number_is_refused(name: str, value: object) -> None:
+    with pytest.raises(InvalidInputError, match=name):
+        Selection(**{name: value})  # type: ignore[arg-type]
+
+
+def test_small_photographs_are_enlarged_so_that_the_frames_do_not_cover_them(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 16), (250, 250, 250)).save(tmp_path / "tiny.png")
+    box = (8.0, 4.0, 16.0, 12.0)
+    drawn = page._drawn(objects.Member(str(tmp_path / "tiny.png"), (box,) * 4, (12.0, 8.0, 8.0), 1.0, 0.0))
+    assert drawn.size == (page.SIDE, page.SIDE // 2)
+    assert drawn.getpixel((135, 90)) == (250, 250, 250)
 
 
 def test_mistakes_are_told_before_the_work(folder: Path, model: ContextPredictionModel, tmp_path: Path) -> None:

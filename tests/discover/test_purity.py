@@ -48,6 +48,9 @@ def test_labels_of_folders_lists_and_annotations(tmp_path: Path) -> None:
     assert read_labels(tmp_path / "plain.txt", paths) == (frozenset({"7"}), frozenset({"8"}), frozenset())
     (tmp_path / "commas.txt").write_text("cat/1.jpg, 7, x y\ndog/2.jpg, 8, z\n")
     assert read_labels(tmp_path / "commas.txt", paths, 2) == (frozenset({"x y"}), frozenset({"z"}), frozenset())
+    spaced = [str(tmp_path / name) for name in ("my  photo 1.jpg", "a, b.jpg")]
+    (tmp_path / "spaced.txt").write_text('my  photo 1.jpg cat\n"a, b.jpg", dog\n')
+    assert read_labels(tmp_path / "spaced.txt", spaced) == (frozenset({"cat"}), frozenset({"dog"}))
     (tmp_path / "Annotations").mkdir()
     (tmp_path / "Annotations" / "1.xml").write_text(
         "<annotation><object><name>sofa</name></object><object><name>person</name></object></annotation>"
