@@ -34,12 +34,17 @@ def temporary_folder() -> Iterator[Path]:
         made = tempfile.TemporaryDirectory(prefix="context-pred-", ignore_cleanup_errors=True)
     except OSError as error:
         raise StorageError(f"No temporary folder can be made: {error.strerror or error}.") from error
+    import gradio.routes as routes
+
     with made as name:
-        before = os.environ.get("GRADIO_TEMP_DIR")
+        before, known = os.environ.get("GRADIO_TEMP_DIR"), getattr(routes, "DEFAULT_TEMP_DIR", None)
         os.environ["GRADIO_TEMP_DIR"] = str(Path(name) / "uploads")  # the only folder that is served
+        # Gradio read the variable when it was imported, and makes a folder there for every page.
+        setattr(routes, "DEFAULT_TEMP_DIR", os.environ["GRADIO_TEMP_DIR"])  # noqa: B010 - none of its public names
         try:
             yield Path(name)
         finally:
+            setattr(routes, "DEFAULT_TEMP_DIR", known)  # noqa: B010
             if before is None:
                 del os.environ["GRADIO_TEMP_DIR"]
             else:
@@ -106,7 +111,10 @@ def server_of(blocks: gr.Blocks, limits: Limits, host: str) -> uvicorn.Server:
 
 
 class NoErrands:
-    """Refuse what would make the server fetch something elsewhere: Gradio's proxy, and files named by an address."""
+    """Refuse what would make the server fetch something elsewhere: Gradio's proxy, and files named by an address.
+
+    Gradio's cutter of screen recordings too, which this page has no use for and which keeps what it is sent.
+    """
 
     def __init__(self, app: Callable[..., Any]) -> None:
         self.app = app
@@ -114,10 +122,11 @@ class NoErrands:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer 403, or pass on."""
         path = scope.get("path", "")
-        if "/proxy=" in path or "/file=http" in path:
+        if "/proxy=" in path or "/file=http" in path or path.endswith("/process_recording"):
             from starlette.responses import PlainTextResponse
 
-            await PlainTextResponse("This server fetches nothing.", status_code=403)(scope, receive, send)
+            refusal = PlainTextResponse("This server fetches nothing and cuts no recordings.", status_code=403)
+            await refusal(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 

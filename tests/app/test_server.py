@@ -87,6 +87,7 @@ def test_the_page_is_served(served: tuple[str, Path]) -> None:
         "/gradio_api/file={index}",
         "/gradio_api/file=https://example.com/a.png",
         "/gradio_api/proxy=https://example.com/a.png",
+        "/gradio_api/process_recording",
         "/static/../../../../../../../etc/passwd",
         "/assets/..%2f..%2f..%2f..%2f..%2fetc/passwd",
     ],
@@ -189,6 +190,7 @@ def test_it_ends_cleanly_and_leaves_nothing(
     temporary.mkdir()
     working.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setattr("gradio.routes.DEFAULT_TEMP_DIR", str(temporary / "gradio"))  # as read before ours was set
     monkeypatch.chdir(working)
     before = settings()
     seen = []
