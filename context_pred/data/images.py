@@ -133,7 +133,8 @@ def read_header(path: str | Path | bytes, name: str | None = None) -> Header:
     with _explained(source):
         if _is_heif(source.start()):
             heif = _open_heif(source)
-            return Header(*heif.size, "HEIF", heif.mode)
+            width, height = heif.size
+            return Header(width, height, "HEIF", heif.mode)
     with _explained(source), _open(source) as image:
         return Header(*image.size, image.format or "", image.mode)
 
