@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ENGINES", "Engine", "prepare", "resolve"]
 
-ENGINES = ("torch", "onnxruntime", "openvino")
+ENGINES = ("torch", "openvino", "onnxruntime")
 """Their names. "auto" is the fastest one there is: on a CPU the last of these that is installed, else torch."""
 
 TOLERANCE = 1e-3
@@ -129,7 +129,7 @@ def prepare(
     Args:
         model: The model.
         engine: "torch", "onnxruntime", "openvino", or "auto": on a CPU and in float32 the fastest that is installed
-            (OpenVINO, else ONNX Runtime, else PyTorch), elsewhere PyTorch. Each uses ``torch.get_num_threads()``
+            (ONNX Runtime, else OpenVINO, else PyTorch), elsewhere PyTorch. Each uses ``torch.get_num_threads()``
             threads, as they are when this is called.
         layers: Layers of the backbone; None: feature1 … feature5.
         pool: "none": the maps; "gap": (N, C), their mean over positions; "grid": (N, C, n, n), as ``extract.run``.

@@ -172,11 +172,11 @@ def test_auto_is_the_fastest_that_is_there(monkeypatch: pytest.MonkeyPatch) -> N
     gone: set[str] = set()
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else real(name))
-    assert engines.resolve("auto", "cpu") == ("openvino", torch.device("cpu"))
+    assert engines.resolve("auto", "cpu") == ("onnxruntime", torch.device("cpu"))
     assert engines.resolve("auto", "cpu", "bfloat16")[0] == "torch"
-    gone.add("openvino")
-    assert engines.resolve("auto", "cpu")[0] == "onnxruntime"
     gone.add("onnxscript")
+    assert engines.resolve("auto", "cpu")[0] == "openvino"
+    gone.add("openvino")
     assert engines.resolve("auto", "cpu")[0] == "torch"
 
 
@@ -303,7 +303,7 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     line = ["extract", str(folder), "--out", str(out), "--layer", "feature1", "--engine", "auto", "--device", "cpu"]
     result = CliRunner().invoke(main, line)
     assert result.exit_code == 0, result.output
-    assert settings(out)["engine"] == "openvino"
+    assert settings(out)["engine"] == "onnxruntime"
     refused = CliRunner().invoke(main, [*line, "--dtype", "bfloat16", "--engine", "openvino"])
     assert refused.exit_code == 2
     assert "engine='torch'" in refused.output
