@@ -28,7 +28,7 @@ from .patches import Patches, normalized
 Ints = NDArray[np.int64]
 
 _BLOCK = 256  # constellations that are matched at once, and kept as one part
-_BYTES = 256 << 20  # of similarities at once
+_BYTES = 32 << 20  # of similarities at once: they are looked through while a cache has most of them
 _ROWS = 65_536  # that are prepared at once
 
 
