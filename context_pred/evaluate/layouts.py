@@ -25,6 +25,8 @@ INATURALIST = "https://github.com/visipedia/inat_comp/tree/master/2018"
 
 _PLACES_LISTS = ("train_places205.csv", "val_places205.csv")
 _INAT_LISTS = ("train2018.json", "val2018.json")
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+"""What folders of a split are called, in any case."""
 _WNID = re.compile(r"n\d{8}")
 
 
@@ -266,18 +268,31 @@ def _read_inat(folder: Path, options: DataOptions) -> LabelledImages:
 def _usual_lists(folder: Path) -> tuple[list[str], list[str]] | None:
     """The lists there are; one of paths alone is passed over, and an empty one is not, so that its reader says so."""
     there = [f"{name}.txt" for name in ("train", "val", "test") if (folder / f"{name}.txt").is_file()]
-    first = {name: (_lines(folder / name) or [""])[0] for name in there}
-    there = [name for name in there if not first[name] or len(_fields(first[name])) > 1]
-    labelled = any(first[name] for name in there)
+    lines = {name: _lines(folder / name) for name in there}
+    there = [name for name in there if not lines[name] or len(_fields(lines[name][:2], folder)[0]) > 1]
+    labelled = any(lines[name] for name in there)
     return (there[:-1], there[-1:]) if labelled and len(there) > 1 and there[0] == "train.txt" else None
 
 
-def _fields(line: str) -> list[str]:
-    """Split ``path, label[, label]`` by commas or tabs, or ``path label``, of which the path may have spaces."""
-    for separator in (",", "\t"):
-        if separator in line:
-            return [field.strip() for field in line.split(separator)]
-    return line.rsplit(maxsplit=1)
+def _fields(lines: Sequence[str], folder: Path) -> list[list[str]]:
+    """Split ``path, label[, label]`` by tabs or commas (a path in quotes may have them), or ``path label``.
+
+    The separator is the one by which the first line, or the second beneath a heading, names a file: paths may have
+    spaces and commas.
+    """
+    ways = ["\t", ",", " "]
+    usual = next((way for way in ways if way in lines[0]), " ")
+    found = [way for way in ways for line in lines[:2] if (folder / _split(line, way)[0]).is_file()]
+    return [_split(line, found[0] if found else usual) for line in lines]
+
+
+def _split(line: str, separator: str) -> list[str]:
+    if separator == " ":
+        return line.rsplit(maxsplit=1)
+    try:
+        return [field.strip() for field in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
+    except csv.Error:  # longer than any path
+        return [line]
 
 
 def _shows_list(folder: Path, options: DataOptions) -> bool:
@@ -307,8 +322,10 @@ def _list_rows(path: Path, options: DataOptions) -> list[tuple[Path, str]]:
         raise InvalidInputError(
             f"{path} lists nothing; fill it, or name other lists, as --set lists=train.txt,val.txt."
         )
-    for number, line in enumerate(lines, 1):
-        fields = _fields(line)
+    split = _fields(lines, path.parent)
+    first = path.parent / split[0][0]
+    heading = len(lines) > 1 and not first.suffix and not first.exists() and (path.parent / split[1][0]).is_file()
+    for number, (line, fields) in list(enumerate(zip(lines, split, strict=True), 1))[heading:]:
         if len(fields) <= options.label:
             raise InvalidInputError(
                 f"{path}, line {number}: {line!r} has {len(fields) - 1} labels, and label {options.label} is asked "
@@ -345,28 +362,32 @@ def _class_names(folder: Path, label: int, labels: Collection[str]) -> dict[str,
 # Folders of classes
 
 
-def _splits_there(folder: Path) -> list[str]:
-    return [name for name in ("train", "val", "test") if len(_folders(folder / name)) > 1]
+def _splits_there(folder: Path) -> dict[str, Path]:
+    """Return the splits that hold folders of classes: train, val, test → their folder, in this order."""
+    places = {place.name.lower(): place for place in _folders(folder)}
+    called = {split: next((places[name] for name in names if name in places), None) for split, names in SPLITS.items()}
+    return {split: place for split, place in called.items() if place and len(_folders(place)) > 1}
 
 
 def _shows_folder(folder: Path, options: DataOptions) -> bool:
     there = _splits_there(folder)
-    return len(there) > 1 and there[0] == "train"
+    return len(there) > 1 and "train" in there
 
 
 def _read_folder(folder: Path, options: DataOptions) -> LabelledImages:
-    there = _splits_there(folder)
-    if len(there) < 2 or there[0] != "train":
+    if not _shows_folder(folder, options):
         raise InvalidInputError(f"{folder} has no train/CLASS beside test/CLASS or val/CLASS.")
-    train = [row for name in there[:-1] for row in _folder_rows(folder / name)]
-    how = f"{folder}: folders of classes, {'+'.join(there[:-1])} to learn from and {there[-1]} to ask with."
-    return _of_rows(folder, "folder", train, _folder_rows(folder / there[-1]), [how])
+    *learn, ask = _splits_there(folder).values()
+    train = [row for place in learn for row in _folder_rows(place)]
+    names = "+".join(place.name for place in learn)
+    how = f"{folder}: folders of classes, {names} to learn from and {ask.name} to ask with."
+    return _of_rows(folder, "folder", train, _folder_rows(ask), [how])
 
 
 def _shows_single(folder: Path, options: DataOptions) -> bool:
-    full = {place.name for place in _folders(folder) if any(path.is_file() for path in place.iterdir())}
-    splits = "train" in full and bool(full & {"val", "test"})
-    return len(full) > 1 and not splits and not full <= {"train", "val", "test"}
+    full = {place.name.lower() for place in _folders(folder) if any(path.is_file() for path in place.iterdir())}
+    train, *others = (full & set(names) for names in SPLITS.values())
+    return len(full) > 1 and not (train and any(others)) and not full <= {*train, *others[0], *others[1]}
 
 
 def _read_single(folder: Path, options: DataOptions) -> LabelledImages:

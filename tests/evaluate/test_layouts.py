@@ -159,6 +159,34 @@ def test_list_of_path_space_label_where_paths_have_spaces(mini: Mini) -> None:
     assert data.train.single.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize(
+    ("form", "heading"),
+    [("{},{}", ""), ('"{}",{}', ""), ('"{}", "{}"', "path,label"), ("{}\t{}", "image\tclass"), ("{} {}", "")],
+)
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_lists_with_quotes_headings_and_commas_in_paths(mini: Mini, form: str, heading: str, ending: str) -> None:
+    folder = "images" if form == "{},{}" else "pie, apple"
+    for name, labels in (("train", ("red", "green")), ("test", ("green", "red"))):
+        rows = [heading] if heading else []
+        for k, label in enumerate(labels):
+            mini.photo(folder, f"{name} {k}.jpg")
+            rows.append(form.format(f"{folder}/{name} {k}.jpg", label))
+        (mini.root / f"{name}.txt").write_bytes(b"\xef\xbb\xbf" + ending.join(rows).encode())
+    data = read(mini.root)
+    assert (data.kind, data.classes) == ("list", ("green", "red"))
+    assert (names(data.train), data.train.single.tolist()) == (["train 0.jpg", "train 1.jpg"], [1, 0])
+
+
+@pytest.mark.parametrize("called", ["Train Valid", "training validation", "TRAIN TESTING"])
+def test_splits_by_other_names(mini: Mini, called: str) -> None:
+    for split in called.split():
+        for kind in ("cat", "dog"):
+            mini.photo(split, kind, "0.jpg")
+    data = read(mini.root)
+    assert (data.kind, data.classes) == ("folder", ("cat", "dog"))
+    assert f"{called.split()[0]} to learn from and {called.split()[1]} to ask" in data.notes[0]
+
+
 def test_numbers_of_a_list_are_classes_in_order_of_number(mini: Mini) -> None:
     for name in ("train", "test"):
         mini.lines(f"{name}.txt", [f"{mini.photo(name, f'{k}.jpg').relative_to(mini.root)} {k}" for k in (10, 9, 2)])

@@ -24,7 +24,7 @@ VOC_CLASSES = (
 )  # fmt: skip
 
 _USUAL = DataOptions()
-_SPLITS = {"train": ("train", "training"), "val": ("val", "validation"), "test": ("test", "testing")}
+_SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 _LABELS = ("labels", "annotations", "masks", "label_maps")
 _ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 
