@@ -48,7 +48,8 @@ def _missing(path: Path, what: str) -> InvalidInputError:
     return InvalidInputError(f"{path} is missing; it is published in {what}.")
 
 
-def _lines(path: Path) -> list[str]:
+def lines_of(path: Path) -> list[str]:
+    """Return the lines of a text file that are not empty, or raise InvalidInputError."""
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -111,7 +112,7 @@ def _read_voc(folder: Path, options: DataOptions) -> LabelledImages:
 
 def _voc_split(root: Path, names: Sequence[str], classes: Sequence[str], archive: str) -> Split:
     main = root / "ImageSets" / "Main"
-    lines = [line for name in names for line in _lines(main / f"{name}.txt")]
+    lines = [line for name in names for line in lines_of(main / f"{name}.txt")]
     # A name with spaces; else a flag may stand after it.
     ids = [one if (root / "JPEGImages" / f"{one}.jpg").is_file() else one.split()[0] for one in lines]
     row = {image: k for k, image in enumerate(ids)}
@@ -122,7 +123,7 @@ def _voc_split(root: Path, names: Sequence[str], classes: Sequence[str], archive
             path = main / f"{kind}_{name}.txt"
             if not path.is_file():
                 raise _missing(path, archive)
-            for line in _lines(path):
+            for line in lines_of(path):
                 words = line.rsplit(maxsplit=1)
                 if len(words) != 2 or words[1] not in meaning or words[0] not in row:
                     raise InvalidInputError(
@@ -200,7 +201,7 @@ def _read_imagenet(folder: Path, options: DataOptions) -> LabelledImages:
         raise _missing(folder / "meta" / "val.txt", f"{IMAGENET_LIST} (val/ holds images without folders of classes)")
     wnids = sorted({label for _, label in train})
     test = []
-    for line in _lines(path):
+    for line in lines_of(path):
         name, _, label = line.rpartition(" ")
         if not label.isdigit() or int(label) >= len(wnids):
             raise InvalidInputError(
@@ -223,7 +224,7 @@ def _read_places(folder: Path, options: DataOptions) -> LabelledImages:
     for path, name in zip(lists, _PLACES_LISTS, strict=True):
         if path is None:
             raise _missing(folder / "trainvalsplit_places205" / name, f"trainvalsplit_places205.tar.gz, {PLACES}")
-        rows.append([_places_row(path, line) for line in _lines(path)])
+        rows.append([_places_row(path, line) for line in lines_of(path)])
         if not rows[-1]:
             raise InvalidInputError(f"{path} lists nothing.")
     first = rows[0][0][0]
@@ -268,7 +269,7 @@ def _read_inat(folder: Path, options: DataOptions) -> LabelledImages:
 def _usual_lists(folder: Path) -> tuple[list[str], list[str]] | None:
     """The lists there are; one of paths alone is passed over, and an empty one is not, so that its reader says so."""
     there = [f"{name}.txt" for name in ("train", "val", "test") if (folder / f"{name}.txt").is_file()]
-    lines = {name: _lines(folder / name) for name in there}
+    lines = {name: lines_of(folder / name) for name in there}
     there = [name for name in there if not lines[name] or len(_fields(lines[name][:2], folder)[0]) > 1]
     labelled = any(lines[name] for name in there)
     return (there[:-1], there[-1:]) if labelled and len(there) > 1 and there[0] == "train.txt" else None
@@ -317,7 +318,7 @@ def _list_rows(path: Path, options: DataOptions) -> list[tuple[Path, str]]:
     if not path.is_file():
         raise InvalidInputError(f"{path} is missing; lists names it.")
     rows = []
-    lines = _lines(path)
+    lines = lines_of(path)
     if not lines:
         raise InvalidInputError(
             f"{path} lists nothing; fill it, or name other lists, as --set lists=train.txt,val.txt."
@@ -353,7 +354,7 @@ def _class_names(folder: Path, label: int, labels: Collection[str]) -> dict[str,
         column = 2 * label - 1
         return {row[column].strip(): row[column - 1].strip() for row in rows[1:] if len(row) > column}
     if (folder / "classes.txt").is_file():
-        names = _lines(folder / "classes.txt")
+        names = lines_of(folder / "classes.txt")
         from_one = "0" not in labels and str(len(names)) in labels
         return {str(k): name for k, name in enumerate(names, int(from_one))}
     return {}

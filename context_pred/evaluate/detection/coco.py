@@ -29,7 +29,7 @@ def shows(folder: Path) -> bool:
 
 
 def read(folder: Path, options: DataOptions) -> BoxedImages:
-    """Read COCO 2017, or other data in its format and under its names.
+    """Read COCO 2017, or other data in its format and under its names; an object without an area has its box's.
 
     Training images without annotations, or smaller than 32 px, are left out (117,266 of COCO's 118,287 stay); test
     images are all kept. Boxes that are less than a pixel wide or high, have no area or lie outside of their image are
@@ -100,7 +100,7 @@ def _images(folder: Path, record: Mapping[str, Any], categories: list[int]) -> l
                 labels=np.array([index[one["category_id"]] for one in mine], np.int64),
                 difficult=np.zeros(len(mine), bool),
                 crowd=np.array([bool(one.get("iscrowd", 0)) for one in mine], bool),
-                areas=np.array([one["area"] for one in mine], np.float64),
+                areas=np.array([one.get("area", one["bbox"][2] * one["bbox"][3]) for one in mine], np.float64),
                 outlines=tuple(_outline(one.get("segmentation")) for one in mine),
                 source=folder.name,
                 number=int(image["id"]),

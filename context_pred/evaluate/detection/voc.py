@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from context_pred.errors import InvalidInputError, did_you_mean
-from context_pred.evaluate.layouts import VOC_TEST, VOC_TRAIN
+from context_pred.evaluate.layouts import VOC_TEST, VOC_TRAIN, lines_of
 
 from .boxes import BoxedImage, BoxedImages, DataOptions
 
@@ -26,6 +26,7 @@ CLASSES = (
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".tif", ".tiff", ".webp")
 
 _YEAR = re.compile(r"VOC20\d\d")
+_FLAG = re.compile(r"\s+(1|0|-1)$")
 _NAMED = 5
 
 
@@ -97,7 +98,7 @@ def _read_own(folder: Path, options: DataOptions) -> BoxedImages:
     if _asked(options):
         train, test = options.lists.split(",")
     else:
-        test = "test" if "test" in there else "val"
+        test = "val" if "val" in there and "test" not in there else "test"
         train = "trainval" if "trainval" in there and test == "test" else "train"
         train += "+val" if train == "train" and test == "test" and "val" in there else ""
     gap = _Gaps()
@@ -150,12 +151,12 @@ def _split(root: Path, lists: str, archive: str, options: DataOptions, gap: _Gap
             there = sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)
             where = f"it is published in {archive}" if archive else f"lists there are: {', '.join(there) or 'none'}"
             raise InvalidInputError(f"{path} is missing; {where}.")
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = lines_of(path)
         if not lines:
             raise InvalidInputError(f"{path} lists no image.")
         for line in lines:
-            whole = (root / "Annotations" / f"{line}.xml").is_file()  # a name with spaces; else a flag stands after it
-            one = line if whole else line.split()[0]
+            flagged = _FLAG.search(line)  # unless the name itself ends so
+            one = line[: flagged.start()] if flagged and not (root / "Annotations" / f"{line}.xml").is_file() else line
             named = f"{path.name} names it; an image without objects needs one, too, without any object in it"
             where = f"it is published in {archive}" if archive else named
             size, marks = _annotation(root / "Annotations" / f"{one}.xml", where)

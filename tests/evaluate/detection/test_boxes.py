@@ -224,3 +224,27 @@ def test_an_image_without_its_annotation_says_who_names_it_and_what_to_write(mar
     (folder / "Annotations" / "b.xml").unlink()
     with pytest.raises(InvalidInputError, match=r"b\.xml is missing; val\.txt names it; an image without objects"):
         read(folder)
+
+
+def test_lists_in_another_coding_are_named(marked: Marked) -> None:
+    (marked.own() / "ImageSets" / "Main" / "train.txt").write_bytes("b 1".encode("utf-16"))
+    with pytest.raises(InvalidInputError, match=r"train\.txt cannot be read as a list"):
+        read(marked.root / "blood")
+
+
+def test_a_folder_with_nothing_to_test_on_says_so(marked: Marked) -> None:
+    main = marked.own() / "ImageSets" / "Main"
+    for path in main.glob("*.txt"):
+        path.rename(main / "trainval.txt")
+    with pytest.raises(InvalidInputError, match=r"test\.txt is missing; lists there are: trainval"):
+        read(main.parent.parent)
+
+
+def test_coco_objects_without_an_area_have_their_boxes(marked: Marked) -> None:
+    path = marked.coco() / "annotations" / "instances_train2017.json"
+    record = json.loads(path.read_text())
+    for one in record["annotations"]:
+        del one["area"]
+    path.write_text(json.dumps(record))
+    image = read(marked.root / "coco").train[0]
+    np.testing.assert_allclose(image.areas, np.prod(image.boxes[:, 2:] - image.boxes[:, :2], axis=1), rtol=1e-5)
