@@ -237,8 +237,8 @@ def _read_folder(folder: Path, options: DataOptions) -> LabelMaps:
         how = f"values up to {highest}, named after them (classes.txt would name them)"
     if not 2 <= len(names) <= len(left):
         raise InvalidInputError(
-            f"{folder} has {len(names)} classes; accepted are 2 … {len(left)}. 255 is no class: masks of 0 and 255 need "
-            "1 in place of 255."
+            f"{folder} has {len(names)} classes; accepted are 2 … {len(left)}. 255 is no class: masks of 0 and 255 "
+            "need 1 in place of 255."
         )
     note = (
         f"{folder}: {'+'.join(asked[0])} {len(train):,} images to learn from, {'+'.join(asked[1])} {len(test):,} that "
