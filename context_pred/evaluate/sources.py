@@ -71,7 +71,8 @@ class FeatureMaps:
         FeatureMaps(create_feature_extractor(resnet50(), {"layer3": "feature4", "layer4": "feature5"}), "resnet50")
 
     Args:
-        module: Called with (N, 3, H, W) float32, it returns a dict or a sequence of maps (N, C, h, w), shallow to deep.
+        module: Called with (N, 3, H, W) float32 (one channel where ``mean`` has one), it returns a dict or a sequence
+            of maps, shallow to deep: (N, C, h, w), or (N, h, w, C) as timm's Swin has them, which are turned.
         name: What to call it.
         mean: One value a channel, for images in [0, 1], in the order that ``channel_order`` names.
         std: As ``mean``.
@@ -92,8 +93,10 @@ class FeatureMaps:
         channel_order: Literal["rgb", "bgr"] = "rgb",
         layers: Sequence[str] | None = None,
     ) -> None:
-        self.transform = EvalTransform(mean=tuple(mean), std=tuple(std), channel_order=channel_order)
-        self.backbone: Backbone = _Maps(module, layers)
+        self.transform = EvalTransform(
+            mean=tuple(mean), std=tuple(std), channel_order=channel_order, in_channels=len(tuple(mean))
+        )
+        self.backbone: Backbone = _Maps(module, layers, self.transform.in_channels)
         self.card = Card(name=name, backbone=name)
 
 
@@ -102,21 +105,30 @@ class _Maps(Backbone):
 
     grid_windows = True
 
-    def __init__(self, module: nn.Module, names: Sequence[str] | None) -> None:
+    def __init__(self, module: nn.Module, names: Sequence[str] | None, channels: int) -> None:
         super().__init__()
         self.module = module
-        self.in_channels = 3
+        self.in_channels = channels
         was_training = module.training
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
-        with torch.inference_mode():
-            maps = module.eval()(torch.zeros(1, 3, 224, 224, device=device))
-        module.train(was_training)
+        try:
+            with torch.inference_mode():
+                maps = module.eval()(torch.zeros(1, channels, 224, 224, device=device))
+        except Exception as error:  # a stranger's network may raise anything
+            raise InvalidInputError(
+                f"The module does not take an image of {channels} × 224 × 224 (mean and std have {channels} "
+                f"value{'s' * (channels > 1)}): {' '.join(str(error).split())[:200]}"
+            ) from error
+        finally:
+            module.train(was_training)
         found = list(maps.values()) if isinstance(maps, Mapping) else maps
         if not isinstance(found, (list, tuple)) or not all(isinstance(m, Tensor) and m.ndim == 4 for m in found):
             raise InvalidInputError(
                 "The module gives no feature maps; accepted: one that returns a dict or a sequence of tensors "
                 "(N, C, h, w), as torchvision's create_feature_extractor and timm's features_only=True make."
             )
+        # Of a square image h = w, so that the third of three unlike sides is the channels.
+        self.last = [one.shape[1] == one.shape[2] != one.shape[3] for one in found]
         given = tuple(maps) if isinstance(maps, Mapping) else tuple(f"feature{k + 1}" for k in range(len(found)))
         self.layers = given if names is None else tuple(names)
         if len(self.layers) != len(found) or len(set(self.layers)) != len(found):
@@ -126,7 +138,8 @@ class _Maps(Backbone):
         asked = self.chosen(self.layers if layers is None else layers)
         maps = self.module(x)
         found = list(maps.values()) if isinstance(maps, Mapping) else maps
-        return {name: one for name, one in zip(self.layers, found, strict=True) if name in asked}
+        turned = [one.movedim(-1, 1) if last else one for one, last in zip(found, self.last, strict=True)]
+        return {name: one for name, one in zip(self.layers, turned, strict=True) if name in asked}
 
 
 class _Pixels(Backbone):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms.v2 import functional as F
@@ -173,3 +173,33 @@ def test_a_panorama_is_squashed_without_gigabytes() -> None:
     cut = Preprocessing(squash=True, size=32).transform(EvalTransform()).cut(Image.new("RGB", (60_000, 2), "red"))
     assert cut.shape == (3, 32, 32)
     assert cut[0].min() == 255
+
+
+class _Grid(nn.Module):
+    """Maps of five channels, the channels first or last."""
+
+    def __init__(self, last: bool, channels: int = 3) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(channels, 5, 3, stride=32, padding=1), last
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        found = self.conv(x)
+        return [found.permute(0, 2, 3, 1) if self.last else found]
+
+
+def test_maps_with_the_channels_last_are_turned() -> None:
+    first, last = _Grid(last=False), _Grid(last=True)
+    last.load_state_dict(first.state_dict())
+    x = torch.randn(2, 3, 224, 160)
+    maps = [FeatureMaps(one, "grid").backbone(x)["feature1"] for one in (first, last)]
+    assert maps[0].shape == (2, 5, 7, 5)
+    torch.testing.assert_close(maps[1], maps[0])
+
+
+def test_a_network_of_one_channel() -> None:
+    grey = FeatureMaps(_Grid(last=False, channels=1), "grid", mean=[0.5], std=[0.25])
+    assert grey.backbone.in_channels == 1
+    pixels = grey.transform(Image.new("RGB", (300, 260), (200, 30, 30)))
+    assert grey.backbone(pixels[None])["feature1"].shape == (1, 5, 7, 7)
+    with pytest.raises(InvalidInputError, match="does not take an image of 3 × 224 × 224"):
+        FeatureMaps(_Grid(last=False, channels=1), "grid")

@@ -151,6 +151,8 @@ def dilated(backbone: Backbone, names: tuple[str, str], output_stride: int) -> t
     root = _resnet(backbone)
     if root is None or [stride for stride, _ in _measured(backbone, names)] != [16, 32]:
         raise _no_resnet(backbone)
+    if any(isinstance(one, nn.AvgPool2d) for stage in (root.layer3, root.layer4) for one in stage.modules()):
+        raise _no_resnet(backbone, " It may not shrink its shortcuts by pooling, as ResNet-D does.")
     dilation = 1
     for stage, stride in ((root.layer3, 16), (root.layer4, 32)):
         if stride > output_stride:
@@ -200,9 +202,9 @@ def _measured(backbone: Backbone, names: Sequence[str]) -> list[tuple[int, int]]
     return [(64 // maps[name].shape[-1], maps[name].shape[1]) for name in names]
 
 
-def _no_resnet(backbone: Backbone) -> InvalidInputError:
+def _no_resnet(backbone: Backbone, more: str = "") -> InvalidInputError:
     return InvalidInputError(
         f"The FCN stands on a ResNet, and this backbone is {type(backbone).__name__} with the layers "
         f"{', '.join(backbone.layers)}; accepted: resnet18 … resnet152, or a FeatureMaps of a ResNet whose last two "
-        "maps are its stages 3 and 4 (strides 16 and 32)."
+        f"maps are its stages 3 and 4 (strides 16 and 32).{more}"
     )

@@ -139,5 +139,8 @@ def test_networks_of_others_and_what_is_no_resnet() -> None:
     shallow = create_feature_extractor(resnet, {"layer1": "a", "layer3": "b"})
     with pytest.raises(InvalidInputError, match="strides 16 and 32"):
         FCN(FeatureMaps(shallow, "shallow").backbone, 3)
+    pooled = timm.create_model("resnet10t", pretrained=False, features_only=True)
+    with pytest.raises(InvalidInputError, match="shrink its shortcuts by pooling"):
+        FCN(FeatureMaps(pooled, "timm").backbone, 3)
     with pytest.raises(InvalidInputError, match="output_stride = 4"):
         FCN(build_backbone("resnet18"), 3, output_stride=4)
