@@ -55,6 +55,9 @@ def trained_and_tested(job: Job, work: Work) -> tuple[dict[str, Any], list[str]]
     """Train, test, write ``detections.json``; return the figures, and notes."""
     settings: DetectorSettings = job.settings
     data: BoxedImages = job.data
+    channels = job.preprocessing.in_channels
+    if channels != 3:
+        raise InvalidInputError(f"{job.source.name} takes {channels} channels; detection needs RGB, 3.")
     for part, images in (("to learn from", data.train), ("to test with", data.test)):
         if not any(map(len, images)):
             raise InvalidInputError(f"{data.name} has no boxes {part}.")

@@ -24,6 +24,7 @@ from context_pred.evaluate import _run, sources, trained
 from context_pred.evaluate.detection import c4, defaults, settings_of, work
 from context_pred.evaluate.detection.boxes import read
 from context_pred.evaluate.job import Job
+from context_pred.model import ContextPredictionModel
 from context_pred.training.loop import StopRequest
 
 Marked = Any
@@ -264,6 +265,9 @@ def test_two_ranks_are_one_process_with_as_many_micro_batches(marked: Marked, tm
 
 def test_bad_input(marked: Marked, tmp_path: Path) -> None:
     data = marked.own()
+    grey = ContextPredictionModel("resnet18", pair_layers=False, in_channels=1)
+    with pytest.raises(InvalidInputError, match="takes 1 channels; detection needs RGB"):
+        _run.run("detection", grey, data, out=tmp_path / "grey", progress=False)
     with pytest.raises(InvalidInputError, match=r"random:contextnet is no ResNet.*layer1 … layer4.*resnet18"):
         _run.run("detection", "random:contextnet", data, out=tmp_path / "a", settings=small(), device="cpu")
     with pytest.raises(InvalidInputError, match="detection trains a network"):
