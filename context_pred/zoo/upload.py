@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def send(
 
 def _must_be_allowed(api: HfApi, repositories: set[str]) -> None:
     """Ask the Hub who we are, and whether the namespace is one of ours."""
-    with _speaking(api, "Nothing"):
+    with _speaking(api, "The model"):
         me = api.whoami()
     own = [me["name"], *(organisation["name"] for organisation in me.get("orgs", ()))]
     for repository in sorted(repositories):
@@ -222,4 +223,6 @@ def _refused(error: HfHubHTTPError, what: str, log_in: str) -> UploadError:
         413: "The Hub does not take so much at once.",
         429: "Too many requests; wait some minutes and give the same command again.",
     }.get(status, "Give the same command again later." if status >= 500 else "")
-    return UploadError(f"{what} was not published: {hub.line(error)}. {cure}".strip())
+    # The client's sentence ends in a point, a colon or "None." where the Hub gave no reason.
+    told = re.sub(r"[:.\s]+(None)?[.\s]*$", "", hub.line(error)) or f"status {status}"
+    return UploadError(f"{what} was not published: {told}. {cure}".strip())

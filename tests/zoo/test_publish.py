@@ -578,6 +578,19 @@ class TestUpload:
             send(mine, layout="full")
         assert hub.commits == []
 
+    @pytest.mark.parametrize(
+        ("part", "status"), [("whoami", 500), ("whoami", 403), ("/api/models/", 400), ("verify", 429)]
+    )
+    def test_a_refusal_is_one_sentence_and_what_to_do(
+        self, hub: Any, mine: Path, part: str, status: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        hub.refuse = {part: status}
+        with pytest.raises(UploadError, match=r"^(The model|lab/mine\.20261124) was not published: \w") as caught:
+            send(mine, layout="full")
+        assert not re.search(r"None|\.\.|:\.|\.:", str(caught.value))
+        assert hub.commits == []
+
     def test_a_hub_that_does_not_answer(self, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from huggingface_hub import constants
 
