@@ -30,6 +30,8 @@ MANIFEST, LOCK, ADDING = "index.json", ".lock", ".adding-"
 FORMAT, VERSION = "context_pred.discover.index", 1
 VECTORS, BOXES, IMAGES, CODES = "vectors.npy", "boxes.npy", "images.jsonl", "codes.faiss"
 
+# What settings say of vectors that a model made; of others the kind alone.
+_OF_A_MODEL = ("kind", "model", "weights", "transform", "layer", "pool", "patches", "grid")
 _BLOCK = 16_384
 
 
@@ -62,7 +64,11 @@ class Manifest:
                     f"{path} is of {found['format']!r}, version {found['version']!r}; accepted: {FORMAT!r}, {VERSION}. "
                     "Choose another folder, or remove this one if it held an index."
                 )
-            return cls(dict(found["settings"]), {name: dict(files) for name, files in found["parts"].items()},
+            settings = dict(found["settings"])
+            missing = [name for name in (_OF_A_MODEL if "model" in settings else ("kind",)) if name not in settings]
+            if missing:
+                raise KeyError(*missing)
+            return cls(settings, {name: dict(files) for name, files in found["parts"].items()},
                        int(found["made"]))  # fmt: skip
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InvalidInputError(f"{folder} holds no index of neighbours: {MANIFEST} is missing.") from error

@@ -433,6 +433,7 @@ class TestRefusals:
         def garbled(path: Path) -> None:
             path.write_bytes(bytes(path.stat().st_size))
 
+        without_layer = {name: value for name, value in index.settings.items() if name != "layer"}
         cases = [
             (lambda folder, part: shutil.rmtree(part), "missing"),
             (lambda folder, part: (part / "images.jsonl").unlink(), "images.jsonl is missing"),
@@ -445,6 +446,8 @@ class TestRefusals:
             (lambda folder, part: rewritten(folder / "index.json", version=2), "version 2"),
             (lambda folder, part: rewritten(folder / "index.json", format="x"), "'x'"),
             (lambda folder, part: rewritten(folder / "index.json", parts=3), "damaged"),
+            (lambda folder, part: rewritten(folder / "index.json", settings={}), r"damaged.*'kind'"),
+            (lambda folder, part: rewritten(folder / "index.json", settings=without_layer), r"damaged.*'layer'"),
         ]
         for change, message in cases:
             with pytest.raises(InvalidInputError, match=message):
