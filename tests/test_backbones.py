@@ -124,8 +124,8 @@ class BackboneContract:
         with torch.no_grad():
             expected = backbone(self.images())
             found = backbone(self.images().contiguous(memory_format=torch.channels_last))
-        for layer in expected:
-            torch.testing.assert_close(found[layer], expected[layer], rtol=1e-4, atol=1e-4)
+        for layer, maps in expected.items():  # random weights: the last maps' standard deviation is 9
+            torch.testing.assert_close(found[layer], maps, rtol=0, atol=1e-4 * float(maps.std()))
 
     @pytest.mark.slow
     def test_a_model_of_it_compiles_and_exports_for_pairs(self):
