@@ -228,6 +228,10 @@ class TestSegmenter:
         with pytest.raises(InvalidInputError, match="num_classes"):
             fcn(bgr, classes)
 
+    def test_options_that_do_not_exist(self, bgr):
+        with pytest.raises(UnknownNameError, match=r"option 'stride'\. Did you mean .*'output_stride'"):
+            fcn(bgr, 2, stride=16)
+
     def test_bytes_are_refused(self, bgr):
         with pytest.raises(InvalidInputError, match="images / 255"):
             fcn(bgr, 2)(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
