@@ -227,6 +227,8 @@ def _measured(plan: _Plan, model: Any, place: Path, common: dict[str, Any]) -> R
     if plan.options.skip_damaged and opens(plan.settings):
         found = trained.damaged(read.every_file(), common["ranks"])
         read = read.without(found) if found else read
+    if opens(plan.settings):
+        common["ranks"].lead(lambda: trained.check_there(read.every_file()))
     transform = quirks.transform_of(first.model.transform, first.file, plan.protocol)
     for seed in plan.seeds:
         job = Job(

@@ -291,6 +291,17 @@ def check(files: Sequence[Path], ranks: Ranks) -> None:
         raise DamagedImagesError(found)
 
 
+def check_there(files: Sequence[Path]) -> None:
+    """Look for files before a training that else would end at the first that is missing.
+
+    Raises:
+        DamagedImagesError: some are not there; all are named.
+    """
+    missing = {str(file): "no such file" for file in files if not file.is_file()}
+    if missing:
+        raise DamagedImagesError(missing)
+
+
 def damaged(files: Sequence[Path], ranks: Ranks) -> dict[str, str]:
     """Open every file, the ranks together; return {path: reason} of those that cannot be."""
     found = {}

@@ -487,6 +487,17 @@ def test_damaged_images_are_found_before_the_training(mini: Mini, tmp_path: Path
     assert "1 damaged images were left out" in str(result)
 
 
+def test_missing_training_images_are_all_told_before_the_training(
+    mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = mini.lists()
+    train = data / "dataset" / "train.txt"
+    train.write_text(train.read_text() + "gone/1.jpg, 0, 0\ngone/2.jpg, 1, 0\n")
+    monkeypatch.setattr(linear, "train", lambda *_: pytest.fail("too early"))
+    with pytest.raises(ImageError, match=r"2 of the images.*gone/1\.jpg \(no such file\).*gone/2\.jpg"):
+        run("random:resnet18", data, tmp_path / "out", layers="feature1")
+
+
 def test_a_damaged_test_image_is_told_before_the_training(
     mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
