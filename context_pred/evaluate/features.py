@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import math
 import mmap
 from collections.abc import Iterator, Sequence
@@ -22,11 +23,13 @@ from context_pred.data.transforms import EvalTransform, resize
 from context_pred.errors import ImageError, InvalidInputError
 from context_pred.extract.loading import usual_workers
 from context_pred.extract.network import find_device
-from context_pred.extract.storage import Names
+from context_pred.extract.storage import Names, finished
 from context_pred.extract.work import digest_of_files
 
 from .job import Job
 from .sources import Source
+
+logger = logging.getLogger("context_pred")
 
 Resampling = Literal["pillow", "opencv", "bicubic"]
 
@@ -151,8 +154,11 @@ def of_split(job: Job, split_name: str, layer: str, preprocessing: Preprocessing
     transform = preprocessing.transform(job.preprocessing)
     pool = job.source.pool(pool)
     folder = job.kept or job.out / "features"
-    out = _place(folder, split_name, job.source, files, layer, layers, transform, pool)
     device = find_device(job.device)
+    out = _place(folder, split_name, job.source, files, layer, layers, transform, pool, device.type)
+    damaged_file = out.exists() and finished(Names.of(out)) is None
+    if damaged_file:
+        logger.warning("%s is damaged; its features are computed anew.", out)
     summary = extract.run(
         files,
         job.source.model,
@@ -162,6 +168,7 @@ def of_split(job: Job, split_name: str, layer: str, preprocessing: Preprocessing
         pool=pool,
         workers=min(job.workers, usual_workers(device)),
         device=device,
+        overwrite=damaged_file,
         progress=job.progress,
     )
     kept = set(split.files) if summary.errors else set()
@@ -196,9 +203,11 @@ def _place(
     layers: Sequence[str],
     transform: EvalTransform,
     pool: str,
+    device: str,
 ) -> Path:
     """Return the file of these features: one that has the layer already, whatever others it has, or a new one."""
     parts = (source.name, source.digest, digest_of_files([str(file) for file in files]), repr(transform), pool)
+    parts += () if device == "cpu" else (device,)  # extraction takes another device's numbers for another run's
     key = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:12]
     stem = f"{split_name}-{key}"
     for found in sorted(folder.glob(f"{stem}-*.safetensors")):

@@ -17,7 +17,7 @@ from context_pred import evaluate
 from context_pred.backbones import build_backbone
 from context_pred.cli import main
 from context_pred.errors import ImageError, InvalidInputError
-from context_pred.evaluate import Measurement, Result
+from context_pred.evaluate import Measurement, Result, features, sources
 from context_pred.evaluate import run as run_protocol
 from context_pred.evaluate._run import merge
 
@@ -142,6 +142,30 @@ def test_features_can_be_shared_and_are_not_mixed_up(mini: Mini, tmp_path: Path)
     run(model, data, tmp_path / "d", features=shared, layers="feature2")
     counts = {name: len(list(shared.glob(f"{name}-*.safetensors"))) for name in ("train", "test")}
     assert counts == {"train": 2, "test": 3}
+
+
+@pytest.mark.parametrize("how", ["cut", "emptied", "overwritten"])
+def test_features_whose_file_is_damaged_are_computed_anew(
+    mini: Mini, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    data, kept = mini.folders("train", "test"), tmp_path / "kept"
+    first = run("random:resnet18", data, tmp_path / "out", features=kept)
+    path = next(kept.glob("train-*.safetensors"))
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[: len(content) // 2], "emptied": b"", "overwritten": b"x" * len(content)}[how])
+    assert run("random:resnet18", data, tmp_path / "out", features=kept).measured == first.measured
+    assert f"{path} is damaged; its features are computed anew." in caplog.text
+    assert path.read_bytes() == content
+
+
+def test_features_of_another_device_have_a_file_of_their_own(tmp_path: Path) -> None:
+    source = sources.find("pixels")
+    transform = features.Preprocessing(32).transform(source.model.transform)
+    places = [
+        features._place(tmp_path, "train", source, [tmp_path], "pixels", ["pixels"], transform, "none", device)
+        for device in ("cpu", "cuda", "cpu")
+    ]
+    assert places[0] == places[2] != places[1]
 
 
 def test_a_damaged_image_is_an_error_that_names_it(mini: Mini, tmp_path: Path) -> None:
