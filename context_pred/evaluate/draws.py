@@ -84,7 +84,10 @@ def _given(folder: Path, sample: int, k: int, shape: tuple[int, ...]) -> NDArray
         raise InvalidInputError(
             f"{folder} holds {len(files)} files *sample{sample}_k{k}.npy; accepted is one for each sample and k."
         )
-    given: NDArray[Any] = np.load(files[0], allow_pickle=False)
+    try:
+        given: NDArray[Any] = np.load(files[0], allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InvalidInputError(f"{files[0]} cannot be read as an array: {error}") from error
     if given.shape != shape:
         raise InvalidInputError(f"{files[0]} is {given.shape}; accepted is (training images, classes) = {shape}.")
     return given

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from context_pred.errors import storing
+from context_pred.errors import InvalidInputError, storing
 
 _CHUNK = 64 << 20
 
@@ -33,6 +34,29 @@ def _add(found: hashlib.blake2b, array: NDArray[Any]) -> None:
     rows = max(1, _CHUNK // max(1, array.nbytes // max(1, len(array))))
     for start in range(0, len(array), rows):
         found.update(np.ascontiguousarray(array[start : start + rows]).view(np.uint8).data)
+
+
+def arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read every array of an .npz file.
+
+    Raises:
+        InvalidInputError: it is damaged.
+    """
+    try:
+        with np.load(path) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InvalidInputError(
+            f"{path} is damaged ({error}). Remove it; the same command then computes it again."
+        ) from error
+
+
+def whole(path: Path) -> bool:
+    """Tell whether an .npz file is there and can be read."""
+    try:
+        return path.is_file() and bool(arrays(path))
+    except InvalidInputError:
+        return False
 
 
 class Kept:

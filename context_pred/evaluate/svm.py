@@ -32,7 +32,7 @@ from .classifiers import (
     vectors,
 )
 from .job import Job, Measurement, Result
-from .kept import Kept, digest
+from .kept import Kept, arrays, digest, whole
 from .metrics import average_precision, top_k
 from .parallel import PROCESS, run_jobs, workers_that_fit
 from .triangular import Triangular
@@ -183,9 +183,10 @@ def fit_and_score(
     of = digest(train, train_labels, settings.solver, settings.folds, strict, seed, sklearn.__version__)
     problem = _Problem(train_labels, settings, seed, Kept(cache / "scores.jsonl", of))
     finished = cache / f"decision-{digest(of, test, settings.costs)}.npz"
-    if finished.is_file():
-        return _scores(finished, problem, test_labels, 0)
-    workers = _run(problem, train, test, finished, workers, title, progress)
+    if whole(finished) and all(what in problem.kept for what in problem.fits()):
+        workers = 0
+    else:
+        workers = _run(problem, train, test, finished, workers, title, progress)
     return _scores(finished, problem, test_labels, workers)
 
 
@@ -238,8 +239,8 @@ def _decide(test: NDArray[Any], weights: Float, intercepts: Float, block: int = 
 
 
 def _scores(finished: Path, problem: _Problem, test_labels: NDArray[np.int8], workers: int) -> Scores:
-    with np.load(finished) as stored:
-        decision, converged = stored["decision"], stored["converged"]
+    stored = arrays(finished)
+    decision, converged = stored["decision"], stored["converged"]
     slow = sum(not problem.kept[what][1] for what in problem.fits()) + int((~converged).sum())
     columns = list(zip(test_labels.T, decision.T, strict=True))
     single = is_single(problem.labels, test_labels)

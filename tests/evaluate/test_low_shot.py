@@ -172,6 +172,9 @@ def test_given_draws(arrays: Arrays, tmp_path: Path) -> None:
     np.save(tmp_path / "train_targets_sample1_k1.npy", np.full(arrays.labels.shape, -1))
     with pytest.raises(InvalidInputError, match="lacks"):
         read_all(tmp_path, arrays.labels.shape, (1,), 3)
+    (tmp_path / "train_targets_sample1_k1.npy").write_bytes(b"words")
+    with pytest.raises(InvalidInputError, match=r"sample1_k1\.npy cannot be read as an array"):
+        read_all(tmp_path, arrays.labels.shape, (1,), 3)
 
 
 @pytest.mark.parametrize("wrong", [{"k": ()}, {"k": (0,)}, {"k": (2, 2)}, {"samples": 0}, {"negatives": 0}])

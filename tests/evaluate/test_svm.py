@@ -117,6 +117,18 @@ def test_an_interrupted_run_goes_on(arrays: Arrays, tmp_path: Path, monkeypatch:
     assert finished.precision == whole.precision
 
 
+@pytest.mark.parametrize("damaged", ["decision-*.npz", "scores.jsonl"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more"])
+def test_what_was_kept_and_is_damaged_is_computed_anew(
+    arrays: Arrays, tmp_path: Path, damaged: str, content: bytes
+) -> None:
+    first = svm.fit_and_score(*arrays.given(), CLASSES, FEW, cache=tmp_path)
+    next(tmp_path.glob(damaged)).write_bytes(content)
+    again = svm.fit_and_score(*arrays.given(), CLASSES, FEW, cache=tmp_path)
+    np.testing.assert_array_equal(again.decision, first.decision)
+    assert again.cost == first.cost
+
+
 def test_other_features_labels_and_settings_are_computed_anew(arrays: Arrays, tmp_path: Path) -> None:
     first = svm.fit_and_score(*arrays.given(), CLASSES, FEW, cache=tmp_path)
     lines = (tmp_path / "scores.jsonl").read_text().splitlines()

@@ -26,6 +26,7 @@ from context_pred.extras import need
 from context_pred.ranks import Ranks
 from context_pred.training import keys
 
+from ..kept import arrays
 from ..parallel import run_jobs
 from .average_precision import overlaps
 from .boxes import BoxedImage
@@ -152,10 +153,10 @@ class _State:
 
     @classmethod
     def load(cls, path: Path) -> _State:
-        with np.load(path) as stored:
-            numbers = range(len(stored["weights"]))
-            negatives, keys_of = ([stored[f"{name}{k}"] for k in numbers] for name in ("negatives", "keys"))
-            return cls(stored["weights"], stored["biases"], negatives, keys_of, stored["added"], int(stored["seen"]))
+        stored = arrays(path)
+        numbers = range(len(stored["weights"]))
+        negatives, keys_of = ([stored[f"{name}{k}"] for k in numbers] for name in ("negatives", "keys"))
+        return cls(stored["weights"], stored["biases"], negatives, keys_of, stored["added"], int(stored["seen"]))
 
 
 def _write(path: Path, **arrays: NDArray[Any]) -> None:
@@ -208,9 +209,9 @@ def train_detectors(
             )
         )  # fmt: skip
         ranks.lead(lambda: (kept / "mining.npz").unlink(missing_ok=True))
-    with np.load(finished) as stored:
-        counts = (tuple(map(int, stored[name])) for name in ("positives", "negatives"))
-        return Detectors(stored["weights"], stored["biases"], *counts)
+    stored = arrays(finished)
+    counts = (tuple(map(int, stored[name])) for name in ("positives", "negatives"))
+    return Detectors(stored["weights"], stored["biases"], *counts)
 
 
 def _positives(
@@ -243,8 +244,8 @@ def _positives(
         total = np.sum([norm for _, norm in parts], axis=0)
         scale = options.norm / max(total[0] / max(total[1], 1), 1e-12)
         ranks.lead(lambda: _write(path, rows=np.concatenate(ordered), scale=np.array(scale)))
-    with np.load(path) as stored:
-        everything, scale = stored["rows"] * stored["scale"], float(stored["scale"])
+    stored = arrays(path)
+    everything, scale = stored["rows"] * stored["scale"], float(stored["scale"])
     labels = np.concatenate([image.labels for image in images])
     return [everything[labels == number].astype(np.float32) for number in range(classes)], scale
 

@@ -26,7 +26,7 @@ from context_pred.ranks import Ranks
 from context_pred.training import keys
 
 from ..features import opening
-from ..kept import digest
+from ..kept import arrays, digest
 from ..parallel import run_jobs
 from .boxes import BoxedImage
 
@@ -222,8 +222,8 @@ def _compute(
 def _loaded(files: Sequence[Path]) -> list[Boxes]:
     found: list[Boxes] = []
     for file in files:
-        with np.load(file) as stored:
-            found += np.split(stored["boxes"], np.cumsum(stored["counts"])[:-1])
+        stored = arrays(file)
+        found += np.split(stored["boxes"], np.cumsum(stored["counts"])[:-1])
     return found
 
 

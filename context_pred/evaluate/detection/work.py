@@ -182,7 +182,9 @@ class _History:
             with storing(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 lines = [json.dumps(row) for row in (*rows, {"step": step, **plain})]
-                self.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+                draft = self.path.with_suffix(".tmp")
+                draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
+                draft.replace(self.path)
 
     def rows(self) -> list[dict[str, Any]]:
         if not self.path.is_file():

@@ -103,6 +103,9 @@ def test_what_was_searched_is_kept_and_gone_on_with(marked: Marked, tmp_path: Pa
         assert one.shape[1] == 4
         assert image.size[0] > one[:, 2].max()
     other = ProposalOptions(search="single", search_width=90, smallest_box=8)
+    next(tmp_path.rglob("00000.npz")).write_bytes(b"words")
+    with pytest.raises(InvalidInputError, match=r"00000\.npz is damaged .*Remove it"):
+        of_images(images, SMALL, "train", tmp_path)
     of_images(images, other, "train", tmp_path)
     assert len(seen) == 2 * len(images) - 1  # another width is another search
 
