@@ -220,7 +220,8 @@ def _by_name(name: str, seed: int) -> Source:
     except UnknownNameError as error:
         others = [*FIXED, *(RANDOM + backbone for backbone in BACKBONES)]
         hint = did_you_mean(name, others) if not Path(name).exists() else ""
-        raise UnknownNameError(f"{error}{hint} Also accepted: pixels, hog, random:BACKBONE.") from error
+        more = "Also accepted: pixels, hog, random:BACKBONE; from Python any network in a FeatureMaps."
+        raise UnknownNameError(f"{error}{hint} {more}") from error
     return _network(model, name)
 
 
