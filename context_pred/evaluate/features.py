@@ -206,8 +206,8 @@ def _place(
     device: str,
 ) -> Path:
     """Return the file of these features: one that has the layer already, whatever others it has, or a new one."""
-    parts = (source.name, source.digest, digest_of_files([str(file) for file in files]), repr(transform), pool)
-    parts += () if device == "cpu" else (device,)  # extraction takes another device's numbers for another run's
+    parts = [source.name, source.digest, digest_of_files([str(file) for file in files]), repr(transform), pool]
+    parts += [] if device == "cpu" else [device]  # extraction takes another device's numbers for another run's
     key = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:12]
     stem = f"{split_name}-{key}"
     for found in sorted(folder.glob(f"{stem}-*.safetensors")):
