@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from context_pred.data.images import open_image
-from context_pred.errors import InvalidInputError, check_whole_number
+from context_pred.errors import InvalidInputError, check_whole_number, unknown
 from context_pred.extras import need
 from context_pred.finetuning import Classifier
 from context_pred.pretext import pretext_loss
@@ -62,9 +63,13 @@ def fine_tune(
 
     Raises:
         InvalidInputError: a folder without folders of images, or an option out of its range.
-        UnknownNameError: no such model or layer.
+        UnknownNameError: no such model, layer or option.
     """
     check_whole_number("epochs", epochs)
+    accepted = {*signature(FineTuning).parameters} - {"model", "images"}
+    for name in options:
+        if name not in accepted:
+            raise unknown("option", name, sorted({*accepted, "epochs", "device"}))
     module = FineTuning(model, images=images, **options)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     _lightning.Trainer(max_epochs=epochs, accelerator=device, **quiet).fit(module)
@@ -120,8 +125,8 @@ class FineTuning(_Module):  # type: ignore[misc]  # Any to the type checker
                 raise InvalidInputError(f"layer={layer!r}, and the classifier that is there already has {model.layer}.")
             self.classifier = model
         else:
-            count = num_classes if num_classes is not None else len(classes or ())
-            if not count:
+            count = len(classes) if num_classes is None and classes else num_classes
+            if count is None:
                 raise InvalidInputError("How many classes? Give num_classes=, or images=, a folder with a folder each.")
             self.classifier = loaded(model).classifier(count, layer)
         outputs = self.classifier.head.fc.out_features

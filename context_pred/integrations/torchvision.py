@@ -67,6 +67,8 @@ class DetectorBackbone(nn.Module):
     """
 
     out_channels: int
+    image_mean: list[float]
+    image_std: list[float]
 
     def __init__(self, model: Model, deepest: str, frozen_norms: bool) -> None:
         super().__init__()

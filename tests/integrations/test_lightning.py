@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from context_pred import ContextPredictionModel, GridPatchSampler
-from context_pred.errors import InvalidInputError
+from context_pred.errors import InvalidInputError, UnknownNameError
 from context_pred.integrations.lightning import FineTuning, Pretraining, fine_tune
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec.*")
@@ -105,7 +105,7 @@ def test_pretrains():
     [
         ({}, "How many classes"),
         ({"images": "nowhere"}, "'nowhere' is no folder with a folder of images a class"),
-        ({"num_classes": 0}, "How many classes"),
+        ({"num_classes": 0}, "num_classes=0; accepted: a whole number from 1 up"),
         ({"num_classes": 2, "freeze": 7}, "accepted are -1"),
         ({"num_classes": 2, "batch_size": 0}, "batch_size=0"),
         ({"num_classes": 2, "workers": -1}, "workers=-1"),
@@ -114,6 +114,11 @@ def test_pretrains():
 def test_bad_options(small, options, text):
     with pytest.raises(InvalidInputError, match=text):
         FineTuning(small, **options)
+
+
+def test_a_misspelt_option_names_the_nearest(small, kinds: Path):
+    with pytest.raises(UnknownNameError, match=r"option 'layerdecay'\. Did you mean 'layer_decay'"):
+        fine_tune(small, kinds, layerdecay=0.5)
 
 
 def test_other_numbers_of_classes(small, kinds: Path):
