@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,14 @@ def root() -> Path:
 def photos() -> Path:
     """The folder of small photographs: *.jpg, and a README.md that is no image."""
     return ROOT / "docs" / "photos"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread, as the processes that a test starts have it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

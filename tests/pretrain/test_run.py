@@ -305,6 +305,7 @@ def in_two_processes(*runs: dict[str, object]) -> None:
         assert process.code == 0, process.errors
 
 
+@pytest.mark.usefixtures("one_thread")  # as each of the two has: other kernels round differently, and a ReLU may turn
 def test_two_processes_train_what_one_does(images: Path, tmp_path: Path):
     """Same global batch, an image damaged: 20 steps in double precision, and the first gradient in single precision."""
     folder = tmp_path / "images"
