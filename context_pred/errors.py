@@ -111,6 +111,14 @@ def check_whole_number(name: str, value: object, least: int = 1, most: int | Non
         raise InvalidInputError(f"{name}={value!r}; accepted: a whole number {accepted}.")
 
 
+def check_options(given: Iterable[str], accepted: Iterable[str]) -> None:
+    """Raise UnknownNameError, with the nearest ones, where an option does not exist."""
+    accepted = sorted(accepted)
+    for name in given:
+        if name not in accepted:
+            raise unknown("option", name, accepted)
+
+
 @contextlib.contextmanager
 def storing(what: str | os.PathLike[str], kept: str = "") -> Iterator[None]:
     """Turn what the operating system says about a full or read-only disk into a StorageError that names the file."""

@@ -16,7 +16,8 @@ import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
-from test_export import network, rgb
+from test_export import rgb
+from test_extract import network
 
 import context_pred
 from context_pred import engines, extract

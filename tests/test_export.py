@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
+from test_extract import network
 
 import context_pred
 from context_pred import ContextPredictionModel, export, extract
@@ -21,20 +22,6 @@ from context_pred.errors import InvalidInputError, StorageError, UnknownNameErro
 from context_pred.pooling import pool_map
 
 SHALLOW = ("feature1", "feature2")
-
-
-def network(name: str = "resnet18", side: int = 64, in_channels: int = 3, **entries: Any) -> ContextPredictionModel:
-    """A random network, its batch norms no identities."""
-    torch.manual_seed(0)
-    model = ContextPredictionModel(name, pair_layers=False, in_channels=in_channels)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d) and module.weight is not None:
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.uniform_(module.bias, -0.2, 0.2)
-            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
-    model.card = model.card.replace(resize=side, crop=side, **entries)
-    return model.eval()
 
 
 def rgb(*shape: int) -> torch.Tensor:

@@ -26,7 +26,7 @@ INATURALIST = "https://github.com/visipedia/inat_comp/tree/master/2018"
 _PLACES_LISTS = ("train_places205.csv", "val_places205.csv")
 _INAT_LISTS = ("train2018.json", "val2018.json")
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-"""What folders of a split are called, in any case."""
+"""What folders of a split are called; those of classes in any case."""
 _WNID = re.compile(r"n\d{8}")
 
 

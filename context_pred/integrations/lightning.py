@@ -26,7 +26,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from context_pred.data.images import open_image
-from context_pred.errors import InvalidInputError, check_whole_number, unknown
+from context_pred.errors import InvalidInputError, check_options, check_whole_number
 from context_pred.extras import need
 from context_pred.finetuning import Classifier
 from context_pred.pretext import pretext_loss
@@ -66,10 +66,7 @@ def fine_tune(
         UnknownNameError: no such model, layer or option.
     """
     check_whole_number("epochs", epochs)
-    accepted = {*signature(FineTuning).parameters} - {"model", "images"}
-    for name in options:
-        if name not in accepted:
-            raise unknown("option", name, sorted({*accepted, "epochs", "device"}))
+    check_options(options, {*signature(FineTuning).parameters, "epochs", "device"} - {"model", "images"})
     module = FineTuning(model, images=images, **options)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     _lightning.Trainer(max_epochs=epochs, accelerator=device, **quiet).fit(module)

@@ -29,7 +29,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from context_pred.backbones import Backbone, ResNetBackbone
 from context_pred.card import fit_channels
-from context_pred.errors import InvalidInputError, check_whole_number, unknown
+from context_pred.errors import InvalidInputError, check_options, check_whole_number
 from context_pred.evaluate.detection.c4 import SharedHead
 from context_pred.evaluate.segmentation.fcn import FCN
 
@@ -353,18 +353,12 @@ def c4_detector(model: Model, num_classes: int, *, frozen_norms: bool = True, **
 def _check(kind: Callable[..., Any], num_classes: object, options: dict[str, Any]) -> None:
     """Refuse a wrong number of classes, and options that do not exist: torchvision would swallow them."""
     accepted = {*signature(kind).parameters, *signature(GeneralizedRCNNTransform).parameters}
-    _check_options(options, accepted - _GIVEN)
+    check_options(options, accepted - _GIVEN)
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
         raise InvalidInputError(
             f"num_classes={num_classes!r}; accepted: a whole number from 2 up. torchvision counts the background too: "
             "one more than there are kinds of objects."
         )
-
-
-def _check_options(options: dict[str, Any], accepted: set[str]) -> None:
-    for name in options:
-        if name not in accepted:
-            raise unknown("option", name, sorted(accepted))
 
 
 class Segmenter(nn.Module):
@@ -443,5 +437,5 @@ def fcn(model: Model, num_classes: int, *, frozen_norms: bool = False, **options
         InvalidInputError: no ResNet, an output stride that does not exist, or ``num_classes`` below 1.
     """
     check_whole_number("num_classes", num_classes)
-    _check_options(options, {*signature(FCN).parameters} - {"backbone", "classes"})
+    check_options(options, {*signature(FCN).parameters} - {"backbone", "classes"})
     return Segmenter(model, num_classes, frozen_norms, options)

@@ -19,6 +19,7 @@ from context_pred.errors import InvalidInputError, storing
 from context_pred.evaluate.job import Job
 from context_pred.evaluate.trained import Training, check, device_of, identity_of, measured_batches, seeded, train
 from context_pred.training.loop import PRECISIONS, Rates
+from context_pred.weights_file import write_bytes
 
 from .average_precision import Detections
 from .boxes import BoxedImage, BoxedImages
@@ -179,12 +180,8 @@ class _History:
         rows = [row for row in self.rows() if row["step"] < step]
         if self.lead:
             plain = {name: value for name, value in figures.items() if isinstance(value, float)}
-            with storing(self.path):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                lines = [json.dumps(row) for row in (*rows, {"step": step, **plain})]
-                draft = self.path.with_suffix(".tmp")
-                draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
-                draft.replace(self.path)
+            lines = [json.dumps(row) for row in (*rows, {"step": step, **plain})]
+            write_bytes(("\n".join(lines) + "\n").encode(), self.path)
 
     def rows(self) -> list[dict[str, Any]]:
         if not self.path.is_file():

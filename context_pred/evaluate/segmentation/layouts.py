@@ -11,6 +11,7 @@ import numpy as np
 
 from context_pred.data.files import find_images, natural_key
 from context_pred.errors import ImageError, InvalidInputError, did_you_mean, unknown
+from context_pred.evaluate.layouts import SPLITS
 
 from .label_maps import IGNORED, Coding, DataOptions, LabelMaps, Pair, raw_values
 
@@ -24,7 +25,6 @@ VOC_CLASSES = (
 )  # fmt: skip
 
 _USUAL = DataOptions()
-_SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 _LABELS = ("labels", "annotations", "masks", "label_maps")
 _ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 
@@ -195,7 +195,7 @@ def _read_cityscapes(folder: Path, options: DataOptions) -> LabelMaps:
 def _splits(folder: Path) -> dict[str, tuple[Path, Path]]:
     """Return split → (images, label maps): SPLIT/ and SPLITannot/, or images/SPLIT and labels/SPLIT."""
     found = {}
-    for split, names in _SPLITS.items():
+    for split, names in SPLITS.items():
         for name in names:
             beside = [(folder / name, folder / f"{name}{end}") for end in ("annot", *(f"_{word}" for word in _LABELS))]
             within = [(folder / "images" / name, folder / word / name) for word in _LABELS]
